@@ -1,0 +1,37 @@
+"""Soft RoI Selection (Section 3.3): every RoI takes its features from all levels, by weights that it learns.
+
+    features_l = RoIAlign of the RoI from P_l, l = 2…5
+    RoI features = Adaptive Spatial Fusion of all features_l
+
+It stands where FPN has its single level by the RoI's size (`augfpn.heads.roi_pooling.SingleLevelPooling`).
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from augfpn.components.adaptive_fusion import AdaptiveSpatialFusion
+from augfpn.ops.level_assignment import NUM_ROI_LEVELS
+from augfpn.ops.roi_align import roi_align
+from augfpn.structures import Fusion, Pyramid
+
+
+class SoftRoISelection(nn.Module):
+    """Pools every RoI from P2…P5 and fuses the four.
+
+    Args:
+        channels: channels of the pyramid.
+        output_size: cells a side of the RoI's features: 7 for boxes, 14 for masks.
+    """
+
+    def __init__(self, channels: int, output_size: int = 7) -> None:
+        super().__init__()
+        self.output_size = output_size
+        self.fusion = AdaptiveSpatialFusion(channels, NUM_ROI_LEVELS)
+
+    def forward(self, pyramid: Pyramid, boxes: Tensor) -> Fusion:
+        """The features ``(B · R, C, S, S)`` of ``boxes (B, R, 4)`` and the weights ``(B · R, 4, S, S)`` of P2…P5."""
+        levels = torch.arange(NUM_ROI_LEVELS, device=boxes.device).expand(*boxes.shape[:2], -1)
+        features, strides = pyramid.levels[:NUM_ROI_LEVELS], pyramid.strides[:NUM_ROI_LEVELS]
+        return self.fusion(roi_align(features, strides, boxes, levels, output_size=self.output_size))

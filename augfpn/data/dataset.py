@@ -1,0 +1,67 @@
+"""What every data set gives."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Category:
+    """A class as its data set knows it. Its label inside the package is its position in the data set's list plus 1."""
+
+    id: int
+    name: str
+
+
+@dataclass(frozen=True)
+class Sample:
+    """An image and the objects to learn from; crowds are not among them.
+
+    ``image``: ``(3, H, W)`` uint8, RGB. ``boxes``: ``(G, 4)`` in the image's pixels. ``labels``: ``(G)`` int64, 1…K.
+    """
+
+    image_id: int
+    image: Tensor
+    boxes: Tensor
+    labels: Tensor
+
+
+class DetectionDataset(Protocol):
+    """A list of samples, with categories of the data set's own ids, and the whole truth for the evaluation."""
+
+    categories: tuple[Category, ...]
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int) -> Sample: ...
+
+    def ground_truth(self) -> dict[str, Any]:
+        """All objects, crowds too, as COCO's annotation format has them, in the data set's own category ids."""
+        ...
+
+
+class FirstImages:
+    """The first ``num`` images of a data set."""
+
+    def __init__(self, dataset: DetectionDataset, num: int) -> None:
+        if not 1 <= num <= len(dataset):
+            raise ValueError(f"Cannot take the first {num} images of a data set of {len(dataset)}.")
+        self.dataset = dataset
+        self.num = num
+        self.categories = dataset.categories
+
+    def __len__(self) -> int:
+        return self.num
+
+    def __getitem__(self, index: int) -> Sample:
+        return self.dataset[index]
+
+    def ground_truth(self) -> dict[str, Any]:
+        truth = self.dataset.ground_truth()
+        images = truth["images"][: self.num]
+        ids = {image["id"] for image in images}
+        annotations = [annotation for annotation in truth["annotations"] if annotation["image_id"] in ids]
+        return {**truth, "images": images, "annotations": annotations}

@@ -1,0 +1,74 @@
+"""Reading image files of every kind as RGB: greyscale, CMYK, palettes, transparency, 16 bits, rotated by EXIF."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps, UnidentifiedImageError
+from torch import Tensor
+
+# The EXIF orientations by which width and height change places.
+ORIENTATION_TAG, TURNED = 0x0112, {5, 6, 7, 8}
+# How a whole file of a format ends, allowing for some bytes behind it.
+ENDS = {"JPEG": b"\xff\xd9", "PNG": b"IEND"}
+TAIL_BYTES = 64
+
+
+class ImageProblem(ValueError):
+    """What is wrong with an image file; the message does not repeat its name."""
+
+
+def read_image(path: Path, size: tuple[int, int] | None = None) -> Tensor:
+    """The image as ``(3, H, W)`` uint8, RGB.
+
+    A rotation in the EXIF data is applied, as viewers and most annotation tools do, unless the annotated ``size``
+    (height, width) fits the unrotated image only.
+    """
+    try:
+        with Image.open(path) as opened:
+            image = _upright(opened, size)
+            if image.mode.startswith("I"):
+                # 16 bits a pixel; Pillow's own conversion would clip instead of scale.
+                image = Image.fromarray((np.asarray(image).astype(np.int64) >> 8).clip(0, 255).astype(np.uint8))
+            pixels = np.array(image.convert("RGB"))
+    except FileNotFoundError as error:
+        raise ImageProblem("there is no such file.") from error
+    except UnidentifiedImageError as error:
+        raise ImageProblem("not an image in a known format.") from error
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise ImageProblem(f"the image cannot be read ({error}); it may be truncated.") from error
+    return torch.from_numpy(pixels).permute(2, 0, 1).contiguous()
+
+
+def check_image(path: Path, size: tuple[int, int]) -> None:
+    """Raises an ImageProblem if the file is missing, no image, truncated, or not of the annotated (height, width).
+
+    Only the header and the end are read, so that a large data set is checked in seconds.
+    """
+    try:
+        with Image.open(path) as image:
+            width, height = image.size
+            turned = image.getexif().get(ORIENTATION_TAG) in TURNED
+            format = image.format or ""
+    except FileNotFoundError as error:
+        raise ImageProblem("there is no such file.") from error
+    except UnidentifiedImageError as error:
+        raise ImageProblem("not an image in a known format.") from error
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise ImageProblem(f"the image cannot be read ({error}).") from error
+    if size != (height, width) and not (turned and size == (width, height)):
+        raise ImageProblem(f"the image is {width} × {height} pixels, but annotated as {size[1]} × {size[0]}.")
+    with path.open("rb") as file:
+        file.seek(-min(TAIL_BYTES, path.stat().st_size), 2)
+        if ENDS.get(format, b"\0\0") not in file.read():
+            # No proper end: perhaps other bytes stand behind it. Decoding tells.
+            read_image(path, size)
+
+
+def _upright(image: Image.Image, size: tuple[int, int] | None) -> Image.Image:
+    turned = ImageOps.exif_transpose(image)
+    if size is None or turned.size == (size[1], size[0]):
+        return turned
+    return image

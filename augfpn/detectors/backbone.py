@@ -1,0 +1,50 @@
+"""Backbones from timm, cut into the stages C2…C5."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import timm
+from timm.layers import freeze_batch_norm_2d
+from torch import Tensor, nn
+
+
+class Backbone(nn.Module):
+    """C2…C5 of any backbone that timm builds with ``features_only=True``.
+
+    Args:
+        name: timm's name of the architecture, such as ``resnet50``.
+        weights: timm's tag of pretrained weights, such as ``tv_in1k``, or None for a random start.
+        frozen_stages: how many stages to leave as they are; 1 freezes the stem and C2's stage.
+        frozen_batch_norm: batch norm uses its stored statistics and is not trained.
+    """
+
+    strides = (4, 8, 16, 32)
+
+    def __init__(self, name: str, weights: str | None, frozen_stages: int, frozen_batch_norm: bool) -> None:
+        super().__init__()
+        full_name = name if weights is None else f"{name}.{weights}"
+        body: Any = timm.create_model(
+            full_name, pretrained=weights is not None, features_only=True, out_indices=(1, 2, 3, 4)
+        )
+        if tuple(body.feature_info.reduction()) != self.strides:
+            raise ValueError(f"The backbone {name!r} has strides {body.feature_info.reduction()}; C2…C5 need {self.strides}.")
+        if frozen_batch_norm:
+            body = freeze_batch_norm_2d(body)
+        self.body = body
+        self.channels: tuple[int, ...] = tuple(body.feature_info.channels())
+        for name, parameter in body.named_parameters():
+            if _stage(name) <= frozen_stages and frozen_stages > 0:
+                parameter.requires_grad_(False)
+
+    def forward(self, pixels: Tensor) -> Sequence[Tensor]:
+        """C2…C5 of normalised ``pixels (B, 3, H, W)``."""
+        features: Sequence[Tensor] = self.body(pixels)
+        return features
+
+
+def _stage(parameter_name: str) -> int:
+    """1 for the first stage of a ResNet (``layer1``) and for the stem before it, 2 for the second …"""
+    first = parameter_name.split(".")[0]
+    return int(first.removeprefix("layer")) if first.startswith("layer") else 1

@@ -1,0 +1,179 @@
+"""The run directory: everything about one run, in one place, readable at any moment.
+
+    run.json            the expanded experiment (RunConfig)
+    categories.json     the classes, as the data set names them
+    provenance.json     commit, versions, device, command, and what was derived from experiment, data and scale
+    metrics.jsonl       losses and rates while training goes on
+    checkpoints/        from which training can go on
+    model.safetensors   the trained weights
+    metrics.json        COCO's figures of the evaluation
+    detections.json     the detections, in COCO's result format
+
+Every file is written whole or not at all, except ``metrics.jsonl``, which grows by a line at a time.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import platform
+import subprocess
+import sys
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+
+from augfpn.data.dataset import Category
+from augfpn.detectors.build import build_faster_rcnn
+from augfpn.detectors.faster_rcnn import FasterRCNN
+from augfpn.experiments.config import RunConfig
+from augfpn.files import write_json, write_text, written_whole
+
+PACKAGES = ("augfpn", "torch", "torchvision", "timm", "numpy", "pycocotools", "faster-coco-eval")
+
+
+class RunError(ValueError):
+    """A run directory that is not what was asked for; the message says what to do."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run directory."""
+
+    path: Path
+
+    @staticmethod
+    def create(path: Path, config: RunConfig, categories: tuple[Category, ...]) -> Run:
+        """A new run; a RunError if there is one already."""
+        if (path / "run.json").exists():
+            raise RunError(f"{path} holds a run already. Go on with it (--resume), or choose another folder (--out).")
+        run = Run(path)
+        write_json(path / "categories.json", [vars(category) for category in categories], indent=2)
+        write_text(path / "run.json", config.to_json())
+        return run
+
+    @staticmethod
+    def open(path: Path) -> Run:
+        """An existing run; a RunError if there is none."""
+        if not (path / "run.json").is_file():
+            raise RunError(f"{path} is not a run: there is no run.json in it. Runs are made by `augfpn train … --out {path}`.")
+        return Run(path)
+
+    @property
+    def config(self) -> RunConfig:
+        return RunConfig.from_json((self.path / "run.json").read_text(encoding="utf-8"))
+
+    @property
+    def categories(self) -> tuple[Category, ...]:
+        return tuple(Category(**entry) for entry in self._json("categories.json"))
+
+    @property
+    def provenance(self) -> dict[str, Any]:
+        provenance: dict[str, Any] = self._json("provenance.json")
+        return provenance
+
+    @property
+    def weights(self) -> Path:
+        return self.path / "model.safetensors"
+
+    @property
+    def is_trained(self) -> bool:
+        return self.weights.is_file()
+
+    @property
+    def is_evaluated(self) -> bool:
+        return (self.path / "metrics.json").is_file()
+
+    @property
+    def metrics(self) -> dict[str, Any]:
+        """COCO's figures, 0-1; None where there is nothing to measure, such as AP of large objects without any."""
+        metrics: dict[str, Any] = self._json("metrics.json")
+        return metrics
+
+    @property
+    def detections(self) -> list[dict[str, Any]]:
+        detections: list[dict[str, Any]] = self._json("detections.json")
+        return detections
+
+    def history(self) -> list[dict[str, float]]:
+        """The lines of ``metrics.jsonl``. A last line that is being written is left out."""
+        path = self.path / "metrics.jsonl"
+        lines = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.exists() else []
+        return [json.loads(line) for line in lines if line.endswith("\n")]
+
+    def forget_history_after(self, step: int) -> None:
+        """Drops the lines of steps that will be made again."""
+        kept = [line for line in self.history() if line["step"] <= step]
+        write_text(self.path / "metrics.jsonl", "".join(json.dumps(line) + "\n" for line in kept))
+
+    def record(self, line: dict[str, float]) -> None:
+        """Adds a line to ``metrics.jsonl``."""
+        with (self.path / "metrics.jsonl").open("a", encoding="utf-8") as file:
+            file.write(json.dumps(line) + "\n")
+
+    def write_provenance(self, device: torch.device, derived: dict[str, Any]) -> None:
+        write_json(self.path / "provenance.json", provenance(device) | {"derived": derived}, indent=2)
+
+    def write_results(self, metrics: dict[str, Any], detections: list[dict[str, Any]]) -> None:
+        write_json(self.path / "detections.json", detections)
+        write_json(self.path / "metrics.json", metrics, indent=2)
+
+    def build_model(self) -> FasterRCNN:
+        """The run's model, with random weights."""
+        short_side, long_side = self.config.data.resized_sides
+        return build_faster_rcnn(
+            self.config.model, len(self.categories), short_side=short_side, long_side=long_side
+        )
+
+    def save_weights(self, model: FasterRCNN) -> None:
+        with written_whole(self.weights) as temporary:
+            safetensors.torch.save_model(model, str(temporary))
+
+    def load_model(self, device: torch.device) -> FasterRCNN:
+        """The trained model, ready to detect."""
+        if not self.is_trained:
+            raise RunError(f"{self.path} is not trained to its end; finish it with `augfpn train … --out {self.path} --resume`.")
+        model = self.build_model().to(device)
+        safetensors.torch.load_model(model, str(self.weights), device=str(device))
+        return model.eval()
+
+    def _json(self, name: str) -> Any:
+        path = self.path / name
+        if not path.is_file():
+            raise RunError(f"{self.path} has no {name} yet.")
+        return json.loads(path.read_text(encoding="utf-8"))
+
+
+def provenance(device: torch.device) -> dict[str, Any]:
+    """Where, when and with what something is computed."""
+    return {
+        "commit": _commit(),
+        "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        "started": datetime.now(UTC).isoformat(timespec="seconds"),
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else f"CPU, {torch.get_num_threads()} threads",
+        "processor": platform.machine(),
+        "python": platform.python_version(),
+        "packages": {name: _version(name) for name in PACKAGES},
+    }
+
+
+def _commit() -> str | None:
+    """The commit of the checkout that the package runs from, marked where files differ from it; None elsewhere."""
+    git = ["git", "-C", str(Path(__file__).parent)]
+    try:
+        commit = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
+        changed = subprocess.run([*git, "status", "--porcelain"], capture_output=True, text=True, check=True).stdout
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return f"{commit} with uncommitted changes" if changed.strip() else commit
+
+
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None

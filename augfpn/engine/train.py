@@ -1,0 +1,173 @@
+"""The training loop."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections import defaultdict
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from augfpn.data.dataset import DetectionDataset
+from augfpn.data.loading import Batch, open_dataset, seed_of, training_batches
+from augfpn.detectors.faster_rcnn import FasterRCNN
+from augfpn.engine.checkpoint import load_last_checkpoint, save_checkpoint
+from augfpn.engine.runs import Run, RunError
+from augfpn.engine.schedule import learning_rate
+from augfpn.experiments.config import RunConfig, TrainingConfig
+
+
+def default_device() -> torch.device:
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def train(config: RunConfig, out: Path, *, resume: bool = False, device: torch.device | None = None) -> Run:
+    """Trains the model of ``config`` and writes the run directory ``out``.
+
+    With ``resume`` it goes on from the last checkpoint in ``out`` and ends with the same weights as a training that was
+    never interrupted (to the bit on a CPU with the same number of threads). A finished run is left as it is.
+    """
+    device = device or default_device()
+    dataset = open_dataset(config.data, "train", config.seed)
+    _report_problems(dataset)
+    run = _open_or_create(out, config, dataset, resume)
+    if run.is_trained:
+        return run
+    num_steps = config.training.num_steps(len(dataset))
+    derived = {
+        "num_images": len(dataset),
+        "num_classes": len(dataset.categories),
+        "num_steps": num_steps,
+        "batch_size": config.training.batch_size,
+        "learning_rate": config.training.scaled_learning_rate,
+    }
+    run.write_provenance(device, derived)
+    print(f"{config.experiment} at {config.scale}: " + ", ".join(f"{name} {value}" for name, value in derived.items()))
+
+    torch.manual_seed(seed_of(config.seed))
+    model = run.build_model().to(device).train()
+    optimizer = build_optimizer(model, config.training)
+    checkpoints = run.path / "checkpoints"
+    last = load_last_checkpoint(checkpoints, device)
+    first_step, seconds_before = (last.step, last.seconds) if last else (0, 0.0)
+    if last:
+        last.restore(model, optimizer)
+    run.forget_history_after(first_step)
+
+    batches = training_batches(
+        dataset,
+        config.data,
+        seed=config.seed,
+        batch_size=config.training.batch_size,
+        first_step=first_step,
+        num_steps=num_steps,
+        num_workers=config.training.num_workers,
+    )
+    started = time.perf_counter()
+    meter = _Meter()
+    with _progress(first_step, num_steps) as progress:
+        for step, batch in enumerate(batches, start=first_step):
+            rate = learning_rate(config.training, step, num_steps)
+            torch.manual_seed(seed_of(config.seed, step))
+            meter.add(training_step(model, optimizer, batch.to(device), rate, config.training.clip_norm))
+            done = step + 1
+            seconds = seconds_before + time.perf_counter() - started
+            if done % config.training.log_every == 0 or done == num_steps:
+                means = meter.means()
+                run.record({"step": done, "epoch": done * config.training.batch_size / len(dataset), "seconds": seconds, "learning_rate": rate, **means})
+                progress.set_postfix(loss=f"{means['loss']:.3f}", lr=f"{rate:.1e}")
+            if done % config.training.checkpoint_every == 0 and done < num_steps:
+                save_checkpoint(checkpoints, done, seconds, model, optimizer)
+            progress.update()
+    run.save_weights(model)
+    return run
+
+
+def training_step(
+    model: FasterRCNN, optimizer: torch.optim.Optimizer, batch: Batch, rate: float, clip_norm: float | None
+) -> dict[str, Tensor]:
+    """One step; returns the losses by component, their sum as ``loss``, and the gradient's norm, on the device."""
+    losses = model.losses(batch.images, batch.targets)
+    total = torch.stack(list(losses.values())).sum()
+    optimizer.zero_grad(set_to_none=True)
+    total.backward()  # type: ignore[no-untyped-call]
+    norm = nn.utils.clip_grad_norm_(model.parameters(), float("inf") if clip_norm is None else clip_norm)
+    for group in optimizer.param_groups:
+        group["lr"] = rate
+    optimizer.step()
+    return {"loss": total.detach(), **{name: loss.detach() for name, loss in losses.items()}, "gradient_norm": norm}
+
+
+def build_optimizer(model: nn.Module, config: TrainingConfig) -> torch.optim.Optimizer:
+    """The paper's SGD, or AdamW for scales that train from scratch in minutes."""
+    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    if config.optimizer == "adamw":
+        return torch.optim.AdamW(parameters, lr=config.learning_rate, weight_decay=config.weight_decay)
+    return torch.optim.SGD(
+        parameters, lr=config.learning_rate, momentum=config.momentum, weight_decay=config.weight_decay
+    )
+
+
+class _Meter:
+    """Means of what the steps since the last reading gave. Waits for the device at a reading only."""
+
+    def __init__(self) -> None:
+        self._values: dict[str, list[Tensor]] = defaultdict(list)
+
+    def add(self, values: dict[str, Tensor]) -> None:
+        for name, value in values.items():
+            self._values[name].append(value)
+
+    def means(self) -> dict[str, float]:
+        means = {name: torch.stack(values).mean().item() for name, values in self._values.items()}
+        self._values.clear()
+        not_finite = [name for name, mean in means.items() if not -float("inf") < mean < float("inf")]
+        if not_finite:
+            raise FloatingPointError(
+                f"Training left the finite numbers: {', '.join(not_finite)}. The last checkpoint is from before; try a "
+                "smaller learning rate or a longer warm-up."
+            )
+        return means
+
+
+def _open_or_create(out: Path, config: RunConfig, dataset: DetectionDataset, resume: bool) -> Run:
+    if not (resume and (out / "run.json").is_file()):
+        return Run.create(out, config, dataset.categories)
+    run = Run.open(out)
+    different = _differences(asdict(run.config), asdict(config))
+    if different:
+        raise RunError(f"{out} holds another run and cannot be resumed as this one: {'; '.join(different)}.")
+    if run.categories != dataset.categories:
+        raise RunError(f"{out} was trained on other classes than the data has now.")
+    return run
+
+
+def _differences(before: dict[str, object], now: dict[str, object], prefix: str = "") -> list[str]:
+    """The fields in which two configurations differ, as "model.channels: 256 there, 64 here"."""
+    found = []
+    for name in before:
+        old, new = before[name], now.get(name)
+        if isinstance(old, dict) and isinstance(new, dict):
+            found += _differences(old, new, f"{prefix}{name}.")
+        elif old != new:
+            found.append(f"{prefix}{name}: {old} there, {new} here")
+    return found
+
+
+def _report_problems(dataset: DetectionDataset) -> None:
+    problems = getattr(dataset, "problems", [])
+    for problem in problems[:10]:
+        print(f"warning: {problem}", file=sys.stderr)
+    if len(problems) > 10:
+        print(f"warning: … and {len(problems) - 10} more boxes.", file=sys.stderr)
+
+
+def _progress(first_step: int, num_steps: int) -> tqdm:  # type: ignore[type-arg]
+    """A line with losses, rate and remaining time; rewritten on a terminal, now and then a new one in a file."""
+    return tqdm(
+        total=num_steps, initial=first_step, unit="step", dynamic_ncols=True, mininterval=0.5 if sys.stderr.isatty() else 20
+    )

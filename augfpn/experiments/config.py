@@ -1,0 +1,196 @@
+"""The frozen descriptions of which an experiment consists. The defaults are the paper's settings (Section 4.2).
+
+Everything that a run depends on is in its `RunConfig`, which is stored with the run and can be read back. A component of
+the paper that is not part of a model is None here.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
+
+import dacite
+
+
+@dataclass(frozen=True, kw_only=True)
+class BackboneConfig:
+    """A timm backbone. ``weights``: a timm tag such as ``tv_in1k``, or None for a random start."""
+
+    name: str = "resnet50"
+    weights: str | None = "tv_in1k"
+    frozen_stages: int = 1
+    frozen_batch_norm: bool = True
+
+
+@dataclass(frozen=True, kw_only=True)
+class ConsistentSupervisionConfig:
+    """Section 3.1. ``weight``: λ of Equation 1. ``levels``: all of M2…M5, or the one assigned to an RoI by its size."""
+
+    weight: float = 0.25
+    levels: Literal["all", "assigned"] = "all"
+
+    def __post_init__(self) -> None:
+        _require(self.weight > 0, f"the weight of Consistent Supervision must be positive, not {self.weight}; leave it out (None) to train without")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ResidualFeatureAugmentationConfig:
+    """Section 3.2. ``ratios``: the α of ratio-invariant adaptive pooling."""
+
+    ratios: tuple[float, ...] = (0.1, 0.2, 0.3)
+
+    def __post_init__(self) -> None:
+        _require(len(self.ratios) > 0 and all(0 < ratio <= 1 for ratio in self.ratios), f"pooling ratios must lie in (0, 1] and there must be at least one, not {self.ratios}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SoftRoISelectionConfig:
+    """Section 3.3."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProposalConfig:
+    """The region proposal network. Lengths in pixels or strides; ``num_before_nms`` a level, ``num`` an image."""
+
+    anchor_scale: float = 8.0
+    anchor_ratios: tuple[float, ...] = (0.5, 1.0, 2.0)
+    train_inside_only: bool = True
+    num_sampled: int = 256
+    num_before_nms: int = 2000
+    num: int = 2000
+
+
+@dataclass(frozen=True, kw_only=True)
+class BoxConfig:
+    """The box head: ``num_sampled`` RoIs an image in training; how detections are chosen."""
+
+    width: int = 1024
+    num_sampled: int = 512
+    score_threshold: float = 0.05
+    nms_iou: float = 0.5
+    num_detections: int = 100
+
+
+@dataclass(frozen=True, kw_only=True)
+class FasterRCNNConfig:
+    """Faster R-CNN with FPN; with AugFPN where the three components are given.
+
+    ``finest_side``: side in pixels from which FPN assigns an RoI to P3 rather than to P2; doubles from level to level.
+    """
+
+    backbone: BackboneConfig = BackboneConfig()
+    channels: int = 256
+    consistent_supervision: ConsistentSupervisionConfig | None = None
+    residual_feature_augmentation: ResidualFeatureAugmentationConfig | None = None
+    soft_roi_selection: SoftRoISelectionConfig | None = None
+    finest_side: float = 56.0
+    proposals: ProposalConfig = ProposalConfig()
+    box: BoxConfig = BoxConfig()
+
+
+@dataclass(frozen=True, kw_only=True)
+class SyntheticConfig:
+    """The synthetic data set: square images of ``size`` pixels, so many for training and for validation."""
+
+    size: int
+    num_train: int
+    num_val: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """Images. ``root``: a folder in COCO's layout, or None for the synthetic set.
+
+    Real images are resized to ``short_side``, or less where ``long_side`` would be passed. ``overfit``: train and
+    evaluate on the first so many training images, without flips.
+    """
+
+    root: str | None = None
+    synthetic: SyntheticConfig | None = None
+    short_side: int = 800
+    long_side: int = 1333
+    flip_probability: float = 0.5
+    overfit: int | None = None
+    strict: bool = False
+
+    @property
+    def resized_sides(self) -> tuple[int, int]:
+        """The short side of the images that the model sees, and the most that the long one may have."""
+        if self.synthetic is not None:
+            return self.synthetic.size, 2 * self.synthetic.size
+        return self.short_side, self.long_side
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingConfig:
+    """How a model is trained: either ``epochs`` or ``steps``, the other None.
+
+    ``learning_rate`` is for ``reference_batch_size`` images a step; what is used is linear in ``batch_size``.
+    ``milestones``: fractions of the training after which the step schedule divides the rate by ten.
+    ``clip_norm``: the largest norm of the gradient, or None.
+    """
+
+    optimizer: Literal["sgd", "adamw"] = "sgd"
+    learning_rate: float = 0.02
+    reference_batch_size: int = 16
+    batch_size: int = 16
+    momentum: float = 0.9
+    weight_decay: float = 1e-4
+    epochs: int | None = 12
+    steps: int | None = None
+    warmup_steps: int = 500
+    warmup_start: float = 1 / 3
+    schedule: Literal["steps", "cosine"] = "steps"
+    milestones: tuple[float, ...] = (8 / 12, 11 / 12)
+    clip_norm: float | None = 35.0
+    log_every: int = 10
+    checkpoint_every: int = 1000
+    num_workers: int = 2
+
+    def __post_init__(self) -> None:
+        _require((self.epochs is None) != (self.steps is None), f"give either epochs or steps, not {self.epochs} and {self.steps}")
+        _require(self.batch_size >= 1, f"the batch size must be at least 1, not {self.batch_size}")
+
+    @property
+    def scaled_learning_rate(self) -> float:
+        return self.learning_rate * self.batch_size / self.reference_batch_size
+
+    def num_steps(self, num_images: int) -> int:
+        """Optimiser steps of the whole training on ``num_images`` images."""
+        if self.steps is not None:
+            return self.steps
+        assert self.epochs is not None
+        return -(-self.epochs * num_images // self.batch_size)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    """One run: an experiment of the paper at a scale, on a data set, with a seed."""
+
+    experiment: str
+    scale: str
+    seed: int = 0
+    model: FasterRCNNConfig = field(default_factory=FasterRCNNConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    training: TrainingConfig = field(default_factory=TrainingConfig)
+
+    def to_json(self) -> str:
+        return json.dumps(asdict(self), indent=2)
+
+    @staticmethod
+    def from_json(text: str) -> RunConfig:
+        """Reads what `to_json` wrote; unknown or missing fields are errors."""
+        return dacite.from_dict(RunConfig, _tuples(json.loads(text)), dacite.Config(strict=True))
+
+
+def _tuples(value: Any) -> Any:
+    """JSON knows lists only; all sequences of a configuration are tuples."""
+    if isinstance(value, dict):
+        return {name: _tuples(item) for name, item in value.items()}
+    return tuple(map(_tuples, value)) if isinstance(value, list) else value
+
+
+def _require(condition: bool, message: str) -> None:
+    if not condition:
+        raise ValueError(message)

@@ -1,0 +1,149 @@
+"""At which size an experiment is run. The experiment stays the same difference to its baseline at every scale.
+
+- ``smoke``: a few steps on the CPU, to see that everything works. Its figures mean nothing.
+- ``micro``: minutes on two CPU cores, from scratch, on synthetic data. Its AP means something, but not the paper's.
+- ``mini``: the paper's own architecture from scratch on one GPU; a row in minutes.
+- ``paper``: the paper's settings on COCO 2017.
+
+What a scale replaces is all in this file.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+from augfpn.experiments.config import (
+    BackboneConfig,
+    BoxConfig,
+    DataConfig,
+    FasterRCNNConfig,
+    ProposalConfig,
+    RunConfig,
+    SyntheticConfig,
+    TrainingConfig,
+)
+from augfpn.experiments.paper import find_experiment, unknown
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scale:
+    """``model`` turns an experiment's model into the one that is run; ``data`` is without a root."""
+
+    name: str
+    model: Callable[[FasterRCNNConfig], FasterRCNNConfig]
+    data: DataConfig
+    training: TrainingConfig
+
+
+def _small(channels: int, width: int, num_proposals: int, num_sampled: int) -> Callable[[FasterRCNNConfig], FasterRCNNConfig]:
+    """A model for images of about 128 pixels: anchors and level assignment shrink with them."""
+
+    def shrink(model: FasterRCNNConfig) -> FasterRCNNConfig:
+        return replace(
+            model,
+            backbone=BackboneConfig(name="resnet10t", weights=None, frozen_stages=0, frozen_batch_norm=False),
+            channels=channels,
+            finest_side=14.0,
+            proposals=ProposalConfig(
+                anchor_scale=3.0,
+                train_inside_only=False,
+                num_sampled=64,
+                num_before_nms=num_proposals,
+                num=num_proposals,
+            ),
+            box=BoxConfig(width=width, num_sampled=num_sampled),
+        )
+
+    return shrink
+
+
+def _from_scratch(model: FasterRCNNConfig) -> FasterRCNNConfig:
+    """The paper's architecture with a backbone that learns everything itself."""
+    backbone = replace(model.backbone, weights=None, frozen_stages=0, frozen_batch_norm=False)
+    return replace(model, backbone=backbone)
+
+
+SCALES: dict[str, Scale] = {
+    scale.name: scale
+    for scale in (
+        Scale(
+            name="smoke",
+            model=_small(channels=16, width=32, num_proposals=32, num_sampled=16),
+            data=DataConfig(synthetic=SyntheticConfig(size=64, num_train=8, num_val=4), short_side=64, long_side=128),
+            training=TrainingConfig(
+                optimizer="adamw", learning_rate=1e-3, reference_batch_size=2, batch_size=2, epochs=None, steps=4,
+                warmup_steps=2, schedule="cosine", log_every=1, checkpoint_every=2, num_workers=0,
+            ),
+        ),
+        Scale(
+            name="micro",
+            model=_small(channels=64, width=256, num_proposals=128, num_sampled=64),
+            data=DataConfig(synthetic=SyntheticConfig(size=128, num_train=1500, num_val=250), short_side=192, long_side=288),
+            training=TrainingConfig(
+                optimizer="adamw", learning_rate=2e-3, reference_batch_size=8, batch_size=8, epochs=None, steps=600,
+                weight_decay=0.05, warmup_steps=50, warmup_start=0.1, schedule="cosine", checkpoint_every=100,
+                num_workers=0,
+            ),
+        ),
+        Scale(
+            name="mini",
+            model=_from_scratch,
+            data=DataConfig(synthetic=SyntheticConfig(size=512, num_train=4000, num_val=500), short_side=512, long_side=853),
+            training=TrainingConfig(
+                optimizer="adamw", learning_rate=4e-4, reference_batch_size=16, epochs=None, steps=1500,
+                weight_decay=0.05, warmup_steps=100, warmup_start=0.1, schedule="cosine", checkpoint_every=500,
+                num_workers=8,
+            ),
+        ),
+        Scale(name="paper", model=lambda model: model, data=DataConfig(), training=TrainingConfig()),
+    )
+}
+
+
+def plan(
+    experiment: str,
+    scale: str,
+    *,
+    seed: int = 0,
+    data: str | None = None,
+    overfit: int | None = None,
+    strict: bool = False,
+    steps: int | None = None,
+    batch_size: int | None = None,
+) -> RunConfig:
+    """The whole description of a run of an experiment at a scale.
+
+    Args:
+        experiment: an id such as ``table2/cs+rfa+srs``.
+        scale: smoke, micro, mini or paper.
+        seed: of the weights, the order of the images, their augmentation, and the synthetic images.
+        data: a folder in COCO's layout in the place of the synthetic data; the ``paper`` scale needs one.
+        overfit: train and evaluate on the first so many training images.
+        strict: refuse a data set with faulty boxes rather than drop them.
+        steps: train for so many steps in the place of the scale's.
+        batch_size: images a step in the place of the scale's; the learning rate follows.
+    """
+    if scale not in SCALES:
+        raise ValueError(unknown("scale", scale, SCALES))
+    chosen = SCALES[scale]
+    data_config = replace(chosen.data, overfit=overfit, strict=strict)
+    if data is not None:
+        data_config = replace(data_config, root=data, synthetic=None)
+    elif chosen.data.synthetic is None:
+        raise ValueError(f"The scale {scale!r} trains on real images: say where they are with --data DIR (COCO's layout).")
+    if overfit is not None:
+        data_config = replace(data_config, flip_probability=0.0)
+    training = chosen.training
+    if steps is not None:
+        training = replace(training, steps=steps, epochs=None)
+    if batch_size is not None:
+        training = replace(training, batch_size=batch_size)
+    return RunConfig(
+        experiment=experiment,
+        scale=scale,
+        seed=seed,
+        model=chosen.model(find_experiment(experiment).model),
+        data=data_config,
+        training=training,
+    )

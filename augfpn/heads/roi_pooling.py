@@ -1,0 +1,32 @@
+"""RoI features as FPN takes them: from one level, chosen by the RoI's size (`augfpn.ops.level_assignment`)."""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from augfpn.ops.level_assignment import FINEST_SIDE, NUM_ROI_LEVELS, assigned_levels
+from augfpn.ops.roi_align import roi_align
+from augfpn.structures import Fusion, Pyramid
+
+
+class SingleLevelPooling(nn.Module):
+    """Pools every RoI from the level that its size assigns it to.
+
+    Args:
+        output_size: cells a side of the RoI's features: 7 for boxes, 14 for masks.
+        finest_side: the side in pixels from which an RoI belongs to P3 rather than to P2.
+    """
+
+    def __init__(self, output_size: int = 7, finest_side: float = FINEST_SIDE) -> None:
+        super().__init__()
+        self.output_size = output_size
+        self.finest_side = finest_side
+
+    def forward(self, pyramid: Pyramid, boxes: Tensor) -> Fusion:
+        """The features ``(B · R, C, S, S)`` of ``boxes (B, R, 4)``; the weights are 1 for the assigned level."""
+        levels = assigned_levels(boxes, self.finest_side)
+        features, strides = pyramid.levels[:NUM_ROI_LEVELS], pyramid.strides[:NUM_ROI_LEVELS]
+        pooled = roi_align(features, strides, boxes, levels[..., None], output_size=self.output_size)[:, 0]
+        weights = F.one_hot(levels.flatten(), NUM_ROI_LEVELS).to(pooled.dtype)
+        return Fusion(pooled, weights[:, :, None, None].expand(-1, -1, self.output_size, self.output_size))

@@ -1,0 +1,25 @@
+"""How the release starts its weights."""
+
+from __future__ import annotations
+
+from typing import TypeVar
+
+from torch import nn
+
+Layer = TypeVar("Layer", nn.Conv2d, nn.Linear)
+
+
+def xavier(layer: Layer) -> Layer:
+    """Glorot's uniform weights and a bias of zero: pyramid, fusion and fully connected layers."""
+    nn.init.xavier_uniform_(layer.weight)
+    if layer.bias is not None:
+        nn.init.zeros_(layer.bias)
+    return layer
+
+
+def gaussian(layer: Layer, std: float) -> Layer:
+    """Normal weights of the given standard deviation and a bias of zero: the layers that predict."""
+    nn.init.normal_(layer.weight, std=std)
+    if layer.bias is not None:
+        nn.init.zeros_(layer.bias)
+    return layer

@@ -1,0 +1,181 @@
+"""What flows through the house: images, targets, pyramids, proposals, samples and detections.
+
+Everything in here is batched and of a fixed shape: an image with fewer objects than another is padded, and a mask says
+what is real. So nothing in the hot path loops over images or depends on the data for its shapes.
+
+Conventions, stated here once and used everywhere:
+
+- Boxes are ``(x1, y1, x2, y2)`` floats in pixels of the resized image; width is ``x2 - x1`` (no "+1").
+- Class labels are ``1…K``; 0 is background and padding. Data sets translate to and from their own category ids.
+- Levels run from fine to coarse: P2 (stride 4) first.
+
+Shape legend of the whole package: ``B`` images, ``C`` channels, ``H W`` cells, ``L`` levels, ``G`` ground-truth objects,
+``A`` anchors, ``R`` RoIs, ``S`` cells of a pooled RoI's side, ``K`` classes, ``D`` detections.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from typing import Any, NamedTuple, TypeVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from augfpn.ops.boxes import rescale
+
+# Sides are padded to a multiple of this, so that every level up to stride 32 is exactly half of the one below it.
+DIVISOR = 32
+
+Structure = TypeVar("Structure", bound="_Movable")
+
+
+class _Movable:
+    """Moves every tensor of a dataclass to a device."""
+
+    def to(self: Structure, device: Any) -> Structure:
+        moved = {}
+        for field in fields(self):  # type: ignore[arg-type]
+            value = getattr(self, field.name)
+            moved[field.name] = value.to(device, non_blocking=True) if isinstance(value, Tensor) else value
+        return type(self)(**moved)
+
+
+@dataclass(frozen=True)
+class Images(_Movable):
+    """A batch of images, padded at the right and the bottom to one size.
+
+    ``pixels``: ``(B, 3, H, W)``, RGB, ``uint8`` in 0-255 or floats in 0-1, not yet normalised.
+    ``sizes``: ``(B, 2)`` int64, the height and width of each image before padding.
+    """
+
+    pixels: Tensor
+    sizes: Tensor
+
+    @staticmethod
+    def pad(images: Sequence[Tensor]) -> Images:
+        """A batch of images ``(3, H_i, W_i)``, padded to the same multiple of `DIVISOR`."""
+        height, width = (
+            -(-max(image.shape[side] for image in images) // DIVISOR) * DIVISOR for side in (1, 2)
+        )
+        padded = [F.pad(image, (0, width - image.shape[2], 0, height - image.shape[1])) for image in images]
+        return Images(torch.stack(padded), torch.tensor([image.shape[1:] for image in images], device=images[0].device))
+
+
+@dataclass(frozen=True)
+class Targets(_Movable):
+    """The objects of a batch of images, padded to the same count, at least one.
+
+    ``boxes``: ``(B, G, 4)``; ``labels``: ``(B, G)`` int64, 0 where there is no object.
+    """
+
+    boxes: Tensor
+    labels: Tensor
+
+    @staticmethod
+    def pad(boxes: Sequence[Tensor], labels: Sequence[Tensor]) -> Targets:
+        """Targets of images with boxes ``(G_i, 4)`` and labels ``(G_i)``, padded to the next power of two from 8 on.
+
+        Powers of two, so that a compiled model meets only a few shapes.
+        """
+        most = max((len(image_labels) for image_labels in labels), default=0)
+        room = max(8, 1 << max(most - 1, 0).bit_length())
+        padded_boxes = boxes[0].new_zeros(len(boxes), room, 4)
+        padded_labels = labels[0].new_zeros(len(labels), room)
+        for image, (image_boxes, image_labels) in enumerate(zip(boxes, labels, strict=True)):
+            padded_boxes[image, : len(image_boxes)] = image_boxes
+            padded_labels[image, : len(image_labels)] = image_labels
+        return Targets(padded_boxes, padded_labels)
+
+    @property
+    def valid(self) -> Tensor:
+        """``(B, G)`` bool: where an object is."""
+        return self.labels > 0
+
+
+@dataclass(frozen=True)
+class Pyramid:
+    """What a feature pyramid returns, whoever looks at it.
+
+    ``levels``: P2…P6, each ``(B, C, H_l, W_l)``, the features that heads work on.
+    ``laterals``: M2…M5, the features after the lateral connections and before any fusion, which Consistent Supervision
+    supervises (Section 3.1).
+    ``strides``: pixels a cell for each of ``levels``; the laterals' are the first ones.
+    """
+
+    levels: tuple[Tensor, ...]
+    laterals: tuple[Tensor, ...]
+    strides: tuple[int, ...]
+
+
+class Fusion(NamedTuple):
+    """Several features made one: ``fused (N, C, H, W)``, and the ``weights (N, L, H, W)`` of each that went in."""
+
+    fused: Tensor
+    weights: Tensor
+
+
+@dataclass(frozen=True)
+class Proposals:
+    """Regions of interest, a fixed count an image, best first.
+
+    ``boxes``: ``(B, R, 4)``; ``scores``: ``(B, R)`` objectness in 0-1; ``valid``: ``(B, R)`` bool.
+    """
+
+    boxes: Tensor
+    scores: Tensor
+    valid: Tensor
+
+
+@dataclass(frozen=True)
+class RoISamples:
+    """The RoIs on which the box head and Consistent Supervision are trained.
+
+    ``boxes``: ``(B, R, 4)``; ``labels``: ``(B, R)`` int64, 0 for background; ``matched_boxes``: ``(B, R, 4)``, the
+    ground truth of each foreground RoI (anything for the others); ``valid``: ``(B, R)`` bool, false for padding.
+    """
+
+    boxes: Tensor
+    labels: Tensor
+    matched_boxes: Tensor
+    valid: Tensor
+
+    def repeated(self, times: int) -> RoISamples:
+        """Every RoI ``times`` times in a row, as when it is pooled from so many levels."""
+        return RoISamples(
+            *(getattr(self, field.name).repeat_interleave(times, dim=1) for field in fields(self))
+        )
+
+
+@dataclass(frozen=True)
+class Detections(_Movable):
+    """Detected objects, a fixed count an image, best first.
+
+    ``boxes``: ``(B, D, 4)``; ``scores``: ``(B, D)``; ``labels``: ``(B, D)`` int64, 1…K; ``valid``: ``(B, D)`` bool.
+    ``rois``: ``(B, D, 4)``, the RoI that each detection was refined from, so that one can ask which pyramid levels it
+    was made of.
+    """
+
+    boxes: Tensor
+    scores: Tensor
+    labels: Tensor
+    valid: Tensor
+    rois: Tensor
+
+    def per_image(self, sizes: Tensor, original_sizes: Tensor) -> list[dict[str, Tensor]]:
+        """A dict of ``boxes``, ``scores``, ``labels`` and ``rois`` for each image, on the host, without padding.
+
+        Boxes move from the batch's images of ``sizes (B, 2)`` to the pixels of images of ``original_sizes (B, 2)``.
+        """
+        found = self.to("cpu")
+        results = []
+        for image, (size, original) in enumerate(zip(sizes.cpu(), original_sizes.cpu(), strict=True)):
+            valid = found.valid[image]
+            results.append({
+                "boxes": rescale(found.boxes[image, valid], size, original),
+                "scores": found.scores[image, valid],
+                "labels": found.labels[image, valid],
+                "rois": rescale(found.rois[image, valid], size, original),
+            })
+        return results
