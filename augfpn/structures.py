@@ -9,8 +9,8 @@ Conventions, stated here once and used everywhere:
 - Class labels are ``1…K``; 0 is background and padding. Data sets translate to and from their own category ids.
 - Levels run from fine to coarse: P2 (stride 4) first.
 
-Shape legend of the whole package: ``B`` images, ``C`` channels, ``H W`` cells, ``L`` levels, ``G`` ground-truth objects,
-``A`` anchors, ``R`` RoIs, ``S`` cells of a pooled RoI's side, ``K`` classes, ``D`` detections.
+Shape legend of the whole package: ``B`` images, ``C`` channels, ``H W`` cells, ``L`` levels, ``G`` ground-truth
+objects, ``A`` anchors, ``R`` RoIs, ``S`` cells of a pooled RoI's side, ``K`` classes, ``D`` detections.
 """
 
 from __future__ import annotations
@@ -56,9 +56,7 @@ class Images(_Movable):
     @staticmethod
     def pad(images: Sequence[Tensor]) -> Images:
         """A batch of images ``(3, H_i, W_i)``, padded to the same multiple of `DIVISOR`."""
-        height, width = (
-            -(-max(image.shape[side] for image in images) // DIVISOR) * DIVISOR for side in (1, 2)
-        )
+        height, width = (-(-max(image.shape[side] for image in images) // DIVISOR) * DIVISOR for side in (1, 2))
         padded = [F.pad(image, (0, width - image.shape[2], 0, height - image.shape[1])) for image in images]
         return Images(torch.stack(padded), torch.tensor([image.shape[1:] for image in images], device=images[0].device))
 
@@ -143,9 +141,7 @@ class RoISamples:
 
     def repeated(self, times: int) -> RoISamples:
         """Every RoI ``times`` times in a row, as when it is pooled from so many levels."""
-        return RoISamples(
-            *(getattr(self, field.name).repeat_interleave(times, dim=1) for field in fields(self))
-        )
+        return RoISamples(*(getattr(self, field.name).repeat_interleave(times, dim=1) for field in fields(self)))
 
 
 @dataclass(frozen=True)
@@ -172,10 +168,12 @@ class Detections(_Movable):
         results = []
         for image, (size, original) in enumerate(zip(sizes.cpu(), original_sizes.cpu(), strict=True)):
             valid = found.valid[image]
-            results.append({
-                "boxes": rescale(found.boxes[image, valid], size, original),
-                "scores": found.scores[image, valid],
-                "labels": found.labels[image, valid],
-                "rois": rescale(found.rois[image, valid], size, original),
-            })
+            results.append(
+                {
+                    "boxes": rescale(found.boxes[image, valid], size, original),
+                    "scores": found.scores[image, valid],
+                    "labels": found.labels[image, valid],
+                    "rois": rescale(found.rois[image, valid], size, original),
+                }
+            )
         return results

@@ -17,8 +17,8 @@ from collections.abc import Sequence
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from augfpn.initialisation import xavier
 from augfpn.components.residual_feature_augmentation import ResidualFeatureAugmentation
+from augfpn.initialisation import xavier
 from augfpn.structures import Pyramid
 
 

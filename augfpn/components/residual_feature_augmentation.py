@@ -44,7 +44,8 @@ class ResidualFeatureAugmentation(nn.Module):
             F.interpolate(conv(ratio_invariant_pooling(c5, ratio)), size=size, mode="bilinear", align_corners=True)
             for ratio, conv in zip(self.ratios, self.convs, strict=True)
         ]
-        return self.fusion(torch.stack(contexts, dim=1))
+        fusion: Fusion = self.fusion(torch.stack(contexts, dim=1))
+        return fusion
 
 
 def ratio_invariant_pooling(feature: Tensor, ratio: float) -> Tensor:

@@ -34,4 +34,5 @@ class SoftRoISelection(nn.Module):
         """The features ``(B · R, C, S, S)`` of ``boxes (B, R, 4)`` and the weights ``(B · R, 4, S, S)`` of P2…P5."""
         levels = torch.arange(NUM_ROI_LEVELS, device=boxes.device).expand(*boxes.shape[:2], -1)
         features, strides = pyramid.levels[:NUM_ROI_LEVELS], pyramid.strides[:NUM_ROI_LEVELS]
-        return self.fusion(roi_align(features, strides, boxes, levels, output_size=self.output_size))
+        fusion: Fusion = self.fusion(roi_align(features, strides, boxes, levels, output_size=self.output_size))
+        return fusion

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 from torch import Tensor
+
+from augfpn.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -43,25 +46,25 @@ class DetectionDataset(Protocol):
         ...
 
 
-class FirstImages:
-    """The first ``num`` images of a data set."""
+class SelectedImages:
+    """The images of a data set at some positions."""
 
-    def __init__(self, dataset: DetectionDataset, num: int) -> None:
-        if not 1 <= num <= len(dataset):
-            raise ValueError(f"Cannot take the first {num} images of a data set of {len(dataset)}.")
+    def __init__(self, dataset: DetectionDataset, positions: Sequence[int]) -> None:
+        if not positions or not 0 <= min(positions) <= max(positions) < len(dataset):
+            raise UserError(f"Cannot select the images {positions} of a data set of {len(dataset)}.")
         self.dataset = dataset
-        self.num = num
+        self.positions = positions
         self.categories = dataset.categories
 
     def __len__(self) -> int:
-        return self.num
+        return len(self.positions)
 
     def __getitem__(self, index: int) -> Sample:
-        return self.dataset[index]
+        return self.dataset[self.positions[index]]
 
     def ground_truth(self) -> dict[str, Any]:
         truth = self.dataset.ground_truth()
-        images = truth["images"][: self.num]
+        images = [truth["images"][position] for position in self.positions]
         ids = {image["id"] for image in images}
         annotations = [annotation for annotation in truth["annotations"] if annotation["image_id"] in ids]
         return {**truth, "images": images, "annotations": annotations}

@@ -9,6 +9,8 @@ import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
+from augfpn.errors import UserError
+
 # The EXIF orientations by which width and height change places.
 ORIENTATION_TAG, TURNED = 0x0112, {5, 6, 7, 8}
 # How a whole file of a format ends, allowing for some bytes behind it.
@@ -16,7 +18,7 @@ ENDS = {"JPEG": b"\xff\xd9", "PNG": b"IEND"}
 TAIL_BYTES = 64
 
 
-class ImageProblem(ValueError):
+class ImageError(UserError):
     """What is wrong with an image file; the message does not repeat its name."""
 
 
@@ -34,16 +36,16 @@ def read_image(path: Path, size: tuple[int, int] | None = None) -> Tensor:
                 image = Image.fromarray((np.asarray(image).astype(np.int64) >> 8).clip(0, 255).astype(np.uint8))
             pixels = np.array(image.convert("RGB"))
     except FileNotFoundError as error:
-        raise ImageProblem("there is no such file.") from error
+        raise ImageError("there is no such file.") from error
     except UnidentifiedImageError as error:
-        raise ImageProblem("not an image in a known format.") from error
+        raise ImageError("not an image in a known format.") from error
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise ImageProblem(f"the image cannot be read ({error}); it may be truncated.") from error
+        raise ImageError(f"the image cannot be read ({error}); it may be truncated.") from error
     return torch.from_numpy(pixels).permute(2, 0, 1).contiguous()
 
 
 def check_image(path: Path, size: tuple[int, int]) -> None:
-    """Raises an ImageProblem if the file is missing, no image, truncated, or not of the annotated (height, width).
+    """Raises an ImageError if the file is missing, no image, truncated, or not of the annotated (height, width).
 
     Only the header and the end are read, so that a large data set is checked in seconds.
     """
@@ -53,13 +55,13 @@ def check_image(path: Path, size: tuple[int, int]) -> None:
             turned = image.getexif().get(ORIENTATION_TAG) in TURNED
             format = image.format or ""
     except FileNotFoundError as error:
-        raise ImageProblem("there is no such file.") from error
+        raise ImageError("there is no such file.") from error
     except UnidentifiedImageError as error:
-        raise ImageProblem("not an image in a known format.") from error
+        raise ImageError("not an image in a known format.") from error
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise ImageProblem(f"the image cannot be read ({error}).") from error
+        raise ImageError(f"the image cannot be read ({error}).") from error
     if size != (height, width) and not (turned and size == (width, height)):
-        raise ImageProblem(f"the image is {width} × {height} pixels, but annotated as {size[1]} × {size[0]}.")
+        raise ImageError(f"the image is {width} × {height} pixels, but annotated as {size[1]} × {size[0]}.")
     with path.open("rb") as file:
         file.seek(-min(TAIL_BYTES, path.stat().st_size), 2)
         if ENDS.get(format, b"\0\0") not in file.read():

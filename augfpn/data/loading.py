@@ -19,8 +19,9 @@ from torchvision.transforms import v2
 from torchvision.tv_tensors import BoundingBoxes, Image
 
 from augfpn.data.coco import CocoDataset
-from augfpn.data.dataset import DetectionDataset, FirstImages, Sample
+from augfpn.data.dataset import DetectionDataset, Sample, SelectedImages
 from augfpn.data.synthetic import SyntheticDataset
+from augfpn.errors import UserError
 from augfpn.experiments.config import DataConfig
 from augfpn.structures import Images, Targets
 
@@ -44,7 +45,7 @@ class Batch:
 def open_dataset(config: DataConfig, split: str, seed: int) -> DetectionDataset:
     """The data set of a run: ``split`` is train or val. With ``overfit`` both are the same few training images."""
     if config.overfit is not None:
-        return FirstImages(_open(config, "train", seed), config.overfit)
+        return SelectedImages(_open(config, "train", seed), range(config.overfit))
     return _open(config, split, seed)
 
 
@@ -53,7 +54,7 @@ def _open(config: DataConfig, split: str, seed: int) -> DetectionDataset:
         return CocoDataset.open(Path(config.root), split, config.strict)
     synthetic = config.synthetic
     if synthetic is None:
-        raise ValueError("This run names no data: neither a folder nor the synthetic set.")
+        raise UserError("This run names no data: neither a folder nor the synthetic set.")
     if split == "train":
         return SyntheticDataset(synthetic.size, synthetic.num_train, seed)
     return SyntheticDataset(synthetic.size, synthetic.num_val, seed, FIRST_SYNTHETIC_VAL)
@@ -89,7 +90,7 @@ def seed_of(*parts: int) -> int:
 
 
 class _Order:
-    """For each step the (epoch, index) of its images. Each epoch goes once through all images, in an order of its own."""
+    """For each step the (epoch, index) of its images. Each epoch goes once through all images in its own order."""
 
     def __init__(self, num_images: int, seed: int, batch_size: int, first_step: int, num_steps: int) -> None:
         self.num_images = num_images
@@ -119,10 +120,12 @@ class _Prepared(Dataset[tuple[Sample, tuple[int, int]]]):
         short_side, long_side = config.resized_sides
         self.dataset = dataset
         self.seed = seed
-        self.transform = v2.Compose([
-            v2.Resize(short_side, max_size=long_side, antialias=True),
-            v2.RandomHorizontalFlip(config.flip_probability),
-        ])
+        self.transform = v2.Compose(
+            [
+                v2.Resize(short_side, max_size=long_side, antialias=True),
+                v2.RandomHorizontalFlip(config.flip_probability),
+            ]
+        )
 
     def __getitem__(self, pick: tuple[int, int]) -> tuple[Sample, tuple[int, int]]:
         epoch, index = pick

@@ -4,8 +4,8 @@ A scene has a smooth sky over rippled water, clutter that belongs to no class, a
 small ones in front of large ones. Colours say nothing about the class. What tells the classes apart:
 
 - ``disk`` and ``ring``, ``square`` and ``window`` differ by their holes only: fine detail, soon lost by down-sampling;
-- ``kite`` and ``boat`` are the same triangle, a kite over the sky and a boat on the water: context, which no close-up of
-  a small object shows.
+- ``kite`` and ``boat`` are the same triangle, a kite over the sky and a boat on the water: context, which no close-up
+  of a small object shows.
 
 Some images are empty; in some stands a crowd of tiny objects, marked as COCO marks crowds. Every image is a function of
 (seed, index) alone.
@@ -25,33 +25,34 @@ from PIL import Image
 from pycocotools import mask as rle
 
 from augfpn.data.dataset import Category, Sample
+from augfpn.errors import UserError
 from augfpn.files import write_json
 
 Array = NDArray[np.float32]
 Mask = NDArray[np.bool_]
 
 # A shape is a signed distance: negative inside, in units of the shape's radius, of coordinates in such units.
-Shape = Callable[[Array, Array], Array]
+Shape = Callable[[Any, Any], Any]
 
 
-def _disk(x: Array, y: Array) -> Array:
+def _disk(x: Any, y: Any) -> Any:
     return np.hypot(x, y) - 1
 
 
-def _ring(x: Array, y: Array) -> Array:
+def _ring(x: Any, y: Any) -> Any:
     return np.abs(np.hypot(x, y) - 0.72) - 0.28
 
 
-def _square(x: Array, y: Array) -> Array:
+def _square(x: Any, y: Any) -> Any:
     return np.maximum(np.abs(x), np.abs(y)) - 0.9
 
 
-def _window(x: Array, y: Array) -> Array:
+def _window(x: Any, y: Any) -> Any:
     panes = np.maximum(np.abs(np.abs(x) - 0.42), np.abs(np.abs(y) - 0.42)) - 0.24
     return np.maximum(_square(x, y), -panes)
 
 
-def _triangle(x: Array, y: Array) -> Array:
+def _triangle(x: Any, y: Any) -> Any:
     # A point up, a base of width 2 at y = 0.9.
     return np.maximum(y - 0.9, (np.abs(x) * 1.9 - y - 1.0) / 2.15)
 
@@ -101,7 +102,9 @@ class SyntheticDataset:
 
     def __init__(self, size: int, num_images: int, seed: int = 0, first: int = 0) -> None:
         if size < 32:
-            raise ValueError(f"Synthetic images need at least 32 pixels a side, not {size}: the smallest objects would vanish.")
+            raise UserError(
+                f"Synthetic images need at least 32 pixels a side, not {size}: the smallest objects would vanish."
+            )
         self.size = size
         self.num_images = num_images
         self.seed = seed
@@ -163,14 +166,16 @@ class SyntheticDataset:
         for drawn in scene.objects:
             encoded = rle.encode(np.asfortranarray(drawn.mask.astype(np.uint8)))
             box = [float(side) for side in rle.toBbox(encoded)]
-            annotations.append({
-                "category_id": drawn.label,
-                "bbox": box,
-                # The box's area, so that small, medium and large mean the same for a ring as for a disk.
-                "area": box[2] * box[3],
-                "segmentation": {"size": encoded["size"], "counts": encoded["counts"].decode()},
-                "iscrowd": int(drawn.is_crowd),
-            })
+            annotations.append(
+                {
+                    "category_id": drawn.label,
+                    "bbox": box,
+                    # The box's area, so that small, medium and large mean the same for a ring as for a disk.
+                    "area": box[2] * box[3],
+                    "segmentation": {"size": encoded["size"], "counts": _text(encoded["counts"])},
+                    "iscrowd": int(drawn.is_crowd),
+                }
+            )
         return np.round(scene.pixels * 255).astype(np.uint8), annotations
 
 
@@ -204,7 +209,8 @@ def _background(size: int, horizon: float, rng: np.random.Generator) -> Array:
     """A sky with a gradient over water with ripples; colours at random."""
     y, x = np.mgrid[:size, :size].astype(np.float32)
     sky = _colour(rng) + (y[..., None] / size - 0.5) * rng.uniform(-0.4, 0.4, 3)
-    phase = 2 * np.pi * y / rng.uniform(3.5, 6.0) + 2.0 * np.sin(2 * np.pi * x / rng.uniform(20, 60) + rng.uniform(0, 6))
+    swell = np.sin(2 * np.pi * x / rng.uniform(20, 60) + rng.uniform(0, 6))
+    phase = 2 * np.pi * y / rng.uniform(3.5, 6.0) + 2 * swell
     water = _colour(rng) + rng.uniform(0.06, 0.14) * np.sin(phase)[..., None]
     return np.where((y < horizon)[..., None], sky, water).astype(np.float32)
 
@@ -218,7 +224,12 @@ def _add_clutter(pixels: Array, rng: np.random.Generator) -> None:
         along = (x - size / 2) * np.cos(angle) + (y - size / 2) * np.sin(angle)
         across = (y - offset) * np.cos(angle) - (x - offset) * np.sin(angle)
         start, length = rng.uniform(-0.5, 0.3) * size, rng.uniform(0.08, 0.4) * size
-        _paint(pixels, np.maximum(np.abs(across) - width, np.abs(along - start) - length), _colour(rng), rng.uniform(0.3, 0.8))
+        _paint(
+            pixels,
+            np.maximum(np.abs(across) - width, np.abs(along - start) - length),
+            _colour(rng),
+            rng.uniform(0.3, 0.8),
+        )
     for _ in range(rng.integers(0, 3)):
         side = int(rng.uniform(0.06, 0.25) * size)
         top, left = rng.integers(0, size - side, size=2)
@@ -235,7 +246,7 @@ def _draw_object(
     angle = 0.0 if SHAPES[name] is _triangle else rng.uniform(-0.35, 0.35)
     for _ in range(10):
         centre = rng.uniform(radius * 0.9, len(pixels) - radius * 0.9, size=2)
-        if name == "kite" and centre[1] > horizon - 2 or name == "boat" and centre[1] < horizon + 2:
+        if (name == "kite" and centre[1] > horizon - 2) or (name == "boat" and centre[1] < horizon + 2):
             continue
         distance = _distance(len(pixels), SHAPES[name], centre, radius, aspect, angle)
         mask = distance < 0
@@ -270,13 +281,18 @@ def _distance(
     y, x = np.mgrid[:size, :size].astype(np.float32) + 0.5
     x, y = x - centre[0], y - centre[1]
     x, y = x * np.cos(angle) + y * np.sin(angle), y * np.cos(angle) - x * np.sin(angle)
-    return shape(x / (radius * np.sqrt(aspect)), y * np.sqrt(aspect) / radius) * radius
+    distance: Array = shape(x / (radius * np.sqrt(aspect)), y * np.sqrt(aspect) / radius) * radius
+    return distance
 
 
 def _paint(pixels: Array, distance: Array, colour: Array, opacity: float) -> None:
     """Paints where the distance is negative, with an edge one pixel soft."""
     coverage = (np.clip(0.5 - distance, 0, 1) * opacity)[..., None]
     pixels[:] = pixels * (1 - coverage) + colour * coverage
+
+
+def _text(counts: str | bytes) -> str:
+    return counts if isinstance(counts, str) else counts.decode()
 
 
 def _hides_too_much(mask: Mask, other: _Object) -> bool:

@@ -9,6 +9,8 @@ import timm
 from timm.layers import freeze_batch_norm_2d
 from torch import Tensor, nn
 
+from augfpn.errors import UserError
+
 
 class Backbone(nn.Module):
     """C2…C5 of any backbone that timm builds with ``features_only=True``.
@@ -29,13 +31,15 @@ class Backbone(nn.Module):
             full_name, pretrained=weights is not None, features_only=True, out_indices=(1, 2, 3, 4)
         )
         if tuple(body.feature_info.reduction()) != self.strides:
-            raise ValueError(f"The backbone {name!r} has strides {body.feature_info.reduction()}; C2…C5 need {self.strides}.")
+            raise UserError(
+                f"The backbone {name!r} has strides {body.feature_info.reduction()}; C2…C5 need {self.strides}."
+            )
         if frozen_batch_norm:
             body = freeze_batch_norm_2d(body)
         self.body = body
         self.channels: tuple[int, ...] = tuple(body.feature_info.channels())
-        for name, parameter in body.named_parameters():
-            if _stage(name) <= frozen_stages and frozen_stages > 0:
+        for parameter_name, parameter in body.named_parameters():
+            if 0 < _stage(parameter_name) <= frozen_stages:
                 parameter.requires_grad_(False)
 
     def forward(self, pixels: Tensor) -> Sequence[Tensor]:

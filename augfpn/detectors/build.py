@@ -38,7 +38,9 @@ def build_faster_rcnn(
         backbone.channels,
         config.channels,
         backbone.strides,
-        augmentation and ResidualFeatureAugmentation(backbone.channels[-1], config.channels, augmentation.ratios),
+        None
+        if augmentation is None
+        else ResidualFeatureAugmentation(backbone.channels[-1], config.channels, augmentation.ratios),
     )
     anchors = AnchorGenerator(scales=(config.proposals.anchor_scale,), ratios=config.proposals.anchor_ratios)
     proposal_rules = ProposalRules(
@@ -67,12 +69,14 @@ def build_faster_rcnn(
         roi_pooling=roi_pooling,
         box_head=BoxHead(config.channels, num_classes, config.box.width),
         box_rules=box_rules,
-        consistent_supervision=supervision
-        and ConsistentSupervision(
+        consistent_supervision=None
+        if supervision is None
+        else ConsistentSupervision(
             BoxHead(config.channels, num_classes, config.box.width),
             box_rules.coder,
             supervision.weight,
             supervision.levels,
             config.finest_side,
         ),
+        finest_side=config.finest_side,
     )

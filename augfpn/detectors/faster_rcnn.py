@@ -1,11 +1,11 @@
 """Faster R-CNN on a feature pyramid; with AugFPN's three components where they are given (Figure 2).
 
-    C2…C5 = backbone(image)
-    M2…M5, P2…P6 = pyramid(C2…C5)                     with Residual Feature Augmentation inside, or not
-    proposals = region proposals(P2…P6)
-    RoI features = roi pooling(P2…P5, RoIs)            SingleLevelPooling, or SoftRoISelection
-    detections = box head(RoI features)
-    in training: + ConsistentSupervision(M2…M5, RoIs), or not
+C2…C5 = backbone(image)
+M2…M5, P2…P6 = pyramid(C2…C5)                     with Residual Feature Augmentation inside, or not
+proposals = region proposals(P2…P6)
+RoI features = roi pooling(P2…P5, RoIs)            SingleLevelPooling, or SoftRoISelection
+detections = box head(RoI features)
+in training: + ConsistentSupervision(M2…M5, RoIs), or not
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from augfpn.heads.box import BoxHead, box_losses, detections_from, sample_rois
 from augfpn.heads.region_proposals import RegionProposals
 from augfpn.heads.roi_pooling import SingleLevelPooling
 from augfpn.ops.boxes import BoxCoder, rescale
+from augfpn.ops.level_assignment import FINEST_SIDE
 from augfpn.ops.matching import Matcher, Sampler
 from augfpn.structures import Detections, Images, Pyramid, Targets
 
@@ -59,6 +60,7 @@ class FasterRCNN(nn.Module):
         box_head: BoxHead,
         box_rules: BoxRules,
         consistent_supervision: ConsistentSupervision | None = None,
+        finest_side: float = FINEST_SIDE,
     ) -> None:
         super().__init__()
         self.preprocessing = preprocessing
@@ -69,6 +71,8 @@ class FasterRCNN(nn.Module):
         self.box_head = box_head
         self.box_rules = box_rules
         self.consistent_supervision = consistent_supervision
+        # By which RoIs count as P2's to P5's, also where Soft RoI Selection does not need it (Figure 4).
+        self.finest_side = finest_side
 
     def forward(
         self, images: Sequence[Tensor], targets: Sequence[dict[str, Tensor]] | None = None

@@ -32,7 +32,8 @@ class Preprocessing(nn.Module):
 
     def resize(self, image: Tensor) -> Tensor:
         """``image (3, H, W)`` at the size that the detector works at."""
-        return v2.resize(image, [self.short_side], max_size=self.long_side, antialias=True)
+        resized: Tensor = v2.resize(image, [self.short_side], max_size=self.long_side, antialias=True)
+        return resized
 
     def normalise(self, images: Images) -> Tensor:
         """Normalised pixels ``(B, 3, H, W)``, 0 in the padding; channels last in memory."""
@@ -43,4 +44,3 @@ class Preprocessing(nn.Module):
         columns = torch.arange(pixels.shape[3], device=pixels.device) < width
         inside = rows[:, None, :, None] & columns[:, None, None, :]
         return (((pixels - self.mean) / self.std) * inside).contiguous(memory_format=torch.channels_last)
-

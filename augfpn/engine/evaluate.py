@@ -5,14 +5,12 @@ from __future__ import annotations
 import contextlib
 import io
 import time
-from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 
 from augfpn.data.dataset import Category
 from augfpn.data.loading import evaluation_batches, open_dataset
-from augfpn.detectors.faster_rcnn import FasterRCNN
 from augfpn.engine.runs import Run
 
 try:
@@ -26,12 +24,11 @@ except ImportError:
 FIGURES = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl")
 
 
-def evaluate(path: Path, *, device: torch.device, split: Literal["train", "val"] = "val") -> dict[str, Any]:
-    """Evaluates a trained run on the validation images of its data and writes ``metrics.json`` and ``detections.json``."""
-    run = Run.open(path)
+def evaluate(run: Run, device: torch.device) -> dict[str, Any]:
+    """Evaluates a trained run on the validation images of its data; writes ``metrics.json`` and ``detections.json``."""
     config = run.config
     model = run.load_model(device)
-    dataset = open_dataset(config.data, split, config.seed)
+    dataset = open_dataset(config.data, "val", config.seed)
     started = time.perf_counter()
     results = []
     for batch in evaluation_batches(dataset, config.data, batch_size=8, num_workers=config.training.num_workers):
@@ -41,7 +38,7 @@ def evaluate(path: Path, *, device: torch.device, split: Literal["train", "val"]
             results += coco_results(image_id, of_image, run.categories)
     seconds = time.perf_counter() - started
     metrics = coco_metrics(dataset.ground_truth(), results)
-    run.write_results({**metrics, "num_images": len(dataset), "split": split, "seconds": seconds}, results)
+    run.write_results({**metrics, "num_images": len(dataset), "seconds": seconds}, results)
     return metrics
 
 

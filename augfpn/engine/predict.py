@@ -4,39 +4,45 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import torch
+from torch import Tensor
 
-from augfpn.data.coco import DataError
-from augfpn.data.images import ImageProblem, read_image
+from augfpn.data.coco_format import DataError
+from augfpn.data.images import ImageError, read_image
 from augfpn.engine.evaluate import coco_results
 from augfpn.engine.runs import Run
-from augfpn.files import write_json, written_whole
-from augfpn.visuals.drawing import draw_detections
 
 
-def predict(
-    path: Path, images: Sequence[Path], out: Path, *, device: torch.device, score_threshold: float = 0.5
-) -> Path:
-    """Writes annotated copies of ``images`` and ``predictions.json`` in COCO's format to ``out``.
+class Prediction(NamedTuple):
+    """``image (3, H, W)`` uint8, and its ``boxes``, ``scores`` and ``labels`` in its own pixels, best first."""
 
-    The pictures show detections of at least ``score_threshold``; the file has all, and the images with their ids.
-    """
-    run = Run.open(path)
-    pixels = []
-    for image in images:
+    path: Path
+    image: Tensor
+    detections: dict[str, Tensor]
+
+
+def predict(run: Run, paths: Sequence[Path], device: torch.device) -> list[Prediction]:
+    """The detections of a trained run on image files. All files are read before the model is."""
+    images = []
+    for path in paths:
         try:
-            pixels.append(read_image(image))
-        except ImageProblem as problem:
-            raise DataError(f"{image}: {problem}") from problem
+            images.append(read_image(path))
+        except ImageError as problem:
+            raise DataError(f"{path}: {problem}") from problem
     model = run.load_model(device)
-    entries, results = [], []
-    for image_id, (image, picture) in enumerate(zip(images, pixels, strict=True), start=1):
-        [found] = model([picture.to(device)])
-        entries.append({"id": image_id, "file_name": str(image), "width": picture.shape[2], "height": picture.shape[1]})
-        results += coco_results(image_id, found, run.categories)
-        annotated = draw_detections(picture, found, [category.name for category in run.categories], score_threshold)
-        with written_whole(out / f"{image_id:04d}_{image.stem}.png") as temporary:
-            annotated.save(temporary, format="PNG")
-    content = {"images": entries, "annotations": results, "categories": [vars(category) for category in run.categories]}
-    return write_json(out / "predictions.json", content, indent=1)
+    return [Prediction(path, image, model([image.to(device)])[0]) for path, image in zip(paths, images, strict=True)]
+
+
+def as_coco(predictions: Sequence[Prediction], run: Run) -> dict[str, Any]:
+    """The predictions in COCO's annotation format, with scores; images are numbered from 1."""
+    images, results = [], []
+    for image_id, (path, image, detections) in enumerate(predictions, start=1):
+        images.append({"id": image_id, "file_name": str(path), "width": image.shape[2], "height": image.shape[1]})
+        results += coco_results(image_id, detections, run.categories)
+    annotations = [
+        {"id": id, **result, "area": result["bbox"][2] * result["bbox"][3], "iscrowd": 0}
+        for id, result in enumerate(results, start=1)
+    ]
+    return {"images": images, "annotations": annotations, "categories": [vars(category) for category in run.categories]}

@@ -30,13 +30,14 @@ import torch
 from augfpn.data.dataset import Category
 from augfpn.detectors.build import build_faster_rcnn
 from augfpn.detectors.faster_rcnn import FasterRCNN
+from augfpn.errors import UserError
 from augfpn.experiments.config import RunConfig
 from augfpn.files import write_json, write_text, written_whole
 
 PACKAGES = ("augfpn", "torch", "torchvision", "timm", "numpy", "pycocotools", "faster-coco-eval")
 
 
-class RunError(ValueError):
+class RunError(UserError):
     """A run directory that is not what was asked for; the message says what to do."""
 
 
@@ -60,7 +61,9 @@ class Run:
     def open(path: Path) -> Run:
         """An existing run; a RunError if there is none."""
         if not (path / "run.json").is_file():
-            raise RunError(f"{path} is not a run: there is no run.json in it. Runs are made by `augfpn train … --out {path}`.")
+            raise RunError(
+                f"{path} is not a run: there is no run.json in it. Runs are made by `augfpn train … --out {path}`."
+            )
         return Run(path)
 
     @property
@@ -125,9 +128,7 @@ class Run:
     def build_model(self) -> FasterRCNN:
         """The run's model, with random weights."""
         short_side, long_side = self.config.data.resized_sides
-        return build_faster_rcnn(
-            self.config.model, len(self.categories), short_side=short_side, long_side=long_side
-        )
+        return build_faster_rcnn(self.config.model, len(self.categories), short_side=short_side, long_side=long_side)
 
     def save_weights(self, model: FasterRCNN) -> None:
         with written_whole(self.weights) as temporary:
@@ -136,7 +137,9 @@ class Run:
     def load_model(self, device: torch.device) -> FasterRCNN:
         """The trained model, ready to detect."""
         if not self.is_trained:
-            raise RunError(f"{self.path} is not trained to its end; finish it with `augfpn train … --out {self.path} --resume`.")
+            raise RunError(
+                f"{self.path} is not trained to its end; finish it with `augfpn train … --out {self.path} --resume`."
+            )
         model = self.build_model().to(device)
         safetensors.torch.load_model(model, str(self.weights), device=str(device))
         return model.eval()
@@ -154,7 +157,9 @@ def provenance(device: torch.device) -> dict[str, Any]:
         "commit": _commit(),
         "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
-        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else f"CPU, {torch.get_num_threads()} threads",
+        "device": torch.cuda.get_device_name(device)
+        if device.type == "cuda"
+        else f"CPU, {torch.get_num_threads()} threads",
         "processor": platform.machine(),
         "python": platform.python_version(),
         "packages": {name: _version(name) for name in PACKAGES},

@@ -78,7 +78,15 @@ def train(config: RunConfig, out: Path, *, resume: bool = False, device: torch.d
             seconds = seconds_before + time.perf_counter() - started
             if done % config.training.log_every == 0 or done == num_steps:
                 means = meter.means()
-                run.record({"step": done, "epoch": done * config.training.batch_size / len(dataset), "seconds": seconds, "learning_rate": rate, **means})
+                run.record(
+                    {
+                        "step": done,
+                        "epoch": done * config.training.batch_size / len(dataset),
+                        "seconds": seconds,
+                        "learning_rate": rate,
+                        **means,
+                    }
+                )
                 progress.set_postfix(loss=f"{means['loss']:.3f}", lr=f"{rate:.1e}")
             if done % config.training.checkpoint_every == 0 and done < num_steps:
                 save_checkpoint(checkpoints, done, seconds, model, optimizer)
@@ -169,5 +177,9 @@ def _report_problems(dataset: DetectionDataset) -> None:
 def _progress(first_step: int, num_steps: int) -> tqdm:  # type: ignore[type-arg]
     """A line with losses, rate and remaining time; rewritten on a terminal, now and then a new one in a file."""
     return tqdm(
-        total=num_steps, initial=first_step, unit="step", dynamic_ncols=True, mininterval=0.5 if sys.stderr.isatty() else 20
+        total=num_steps,
+        initial=first_step,
+        unit="step",
+        dynamic_ncols=True,
+        mininterval=0.5 if sys.stderr.isatty() else 20,
     )

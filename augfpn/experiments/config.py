@@ -1,7 +1,7 @@
 """The frozen descriptions of which an experiment consists. The defaults are the paper's settings (Section 4.2).
 
-Everything that a run depends on is in its `RunConfig`, which is stored with the run and can be read back. A component of
-the paper that is not part of a model is None here.
+Everything that a run depends on is in its `RunConfig`, which is stored with the run and can be read back. A component
+of the paper that is not part of a model is None here.
 """
 
 from __future__ import annotations
@@ -11,6 +11,8 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 import dacite
+
+from augfpn.errors import UserError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,7 +33,10 @@ class ConsistentSupervisionConfig:
     levels: Literal["all", "assigned"] = "all"
 
     def __post_init__(self) -> None:
-        _require(self.weight > 0, f"the weight of Consistent Supervision must be positive, not {self.weight}; leave it out (None) to train without")
+        _require(
+            self.weight > 0,
+            f"the weight of Consistent Supervision must be positive, not {self.weight}; None trains without it",
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,7 +46,10 @@ class ResidualFeatureAugmentationConfig:
     ratios: tuple[float, ...] = (0.1, 0.2, 0.3)
 
     def __post_init__(self) -> None:
-        _require(len(self.ratios) > 0 and all(0 < ratio <= 1 for ratio in self.ratios), f"pooling ratios must lie in (0, 1] and there must be at least one, not {self.ratios}")
+        _require(
+            len(self.ratios) > 0 and all(0 < ratio <= 1 for ratio in self.ratios),
+            f"pooling ratios must lie in (0, 1] and there must be at least one, not {self.ratios}",
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,7 +84,7 @@ class BoxConfig:
 class FasterRCNNConfig:
     """Faster R-CNN with FPN; with AugFPN where the three components are given.
 
-    ``finest_side``: side in pixels from which FPN assigns an RoI to P3 rather than to P2; doubles from level to level.
+    ``finest_side``: the side in pixels of the RoIs that P2 is meant for; doubles from level to level.
     """
 
     backbone: BackboneConfig = BackboneConfig()
@@ -149,7 +157,10 @@ class TrainingConfig:
     num_workers: int = 2
 
     def __post_init__(self) -> None:
-        _require((self.epochs is None) != (self.steps is None), f"give either epochs or steps, not {self.epochs} and {self.steps}")
+        _require(
+            (self.epochs is None) != (self.steps is None),
+            f"give either epochs or steps, not {self.epochs} and {self.steps}",
+        )
         _require(self.batch_size >= 1, f"the batch size must be at least 1, not {self.batch_size}")
 
     @property
@@ -193,4 +204,4 @@ def _tuples(value: Any) -> Any:
 
 def _require(condition: bool, message: str) -> None:
     if not condition:
-        raise ValueError(message)
+        raise UserError(message)

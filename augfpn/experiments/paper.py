@@ -8,6 +8,7 @@ from __future__ import annotations
 import difflib
 from dataclasses import dataclass, replace
 
+from augfpn.errors import UserError
 from augfpn.experiments.config import (
     ConsistentSupervisionConfig,
     FasterRCNNConfig,
@@ -83,9 +84,9 @@ PAPER: dict[str, Experiment] = {
 
 
 def find_experiment(id: str) -> Experiment:
-    """The experiment of that id; a ValueError lists the valid ones."""
+    """The experiment of that id; a UserError lists the valid ones."""
     if id not in PAPER:
-        raise ValueError(unknown("experiment", id, PAPER))
+        raise UserError(unknown("experiment", id, PAPER))
     return PAPER[id]
 
 

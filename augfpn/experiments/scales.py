@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
+from augfpn.errors import UserError
 from augfpn.experiments.config import (
     BackboneConfig,
     BoxConfig,
@@ -36,7 +37,9 @@ class Scale:
     training: TrainingConfig
 
 
-def _small(channels: int, width: int, num_proposals: int, num_sampled: int) -> Callable[[FasterRCNNConfig], FasterRCNNConfig]:
+def _small(
+    channels: int, width: int, num_proposals: int, num_sampled: int
+) -> Callable[[FasterRCNNConfig], FasterRCNNConfig]:
     """A model for images of about 128 pixels: anchors and level assignment shrink with them."""
 
     def shrink(model: FasterRCNNConfig) -> FasterRCNNConfig:
@@ -72,27 +75,57 @@ SCALES: dict[str, Scale] = {
             model=_small(channels=16, width=32, num_proposals=32, num_sampled=16),
             data=DataConfig(synthetic=SyntheticConfig(size=64, num_train=8, num_val=4), short_side=64, long_side=128),
             training=TrainingConfig(
-                optimizer="adamw", learning_rate=1e-3, reference_batch_size=2, batch_size=2, epochs=None, steps=4,
-                warmup_steps=2, schedule="cosine", log_every=1, checkpoint_every=2, num_workers=0,
+                optimizer="adamw",
+                learning_rate=1e-3,
+                reference_batch_size=2,
+                batch_size=2,
+                epochs=None,
+                steps=4,
+                warmup_steps=2,
+                schedule="cosine",
+                log_every=1,
+                checkpoint_every=2,
+                num_workers=0,
             ),
         ),
         Scale(
             name="micro",
             model=_small(channels=64, width=256, num_proposals=128, num_sampled=64),
-            data=DataConfig(synthetic=SyntheticConfig(size=128, num_train=1500, num_val=250), short_side=192, long_side=288),
+            data=DataConfig(
+                synthetic=SyntheticConfig(size=128, num_train=1500, num_val=250), short_side=192, long_side=288
+            ),
             training=TrainingConfig(
-                optimizer="adamw", learning_rate=2e-3, reference_batch_size=8, batch_size=8, epochs=None, steps=600,
-                weight_decay=0.05, warmup_steps=50, warmup_start=0.1, schedule="cosine", checkpoint_every=100,
+                optimizer="adamw",
+                learning_rate=2e-3,
+                reference_batch_size=8,
+                batch_size=8,
+                epochs=None,
+                steps=600,
+                weight_decay=0.05,
+                warmup_steps=50,
+                warmup_start=0.1,
+                schedule="cosine",
+                checkpoint_every=100,
                 num_workers=0,
             ),
         ),
         Scale(
             name="mini",
             model=_from_scratch,
-            data=DataConfig(synthetic=SyntheticConfig(size=512, num_train=4000, num_val=500), short_side=512, long_side=853),
+            data=DataConfig(
+                synthetic=SyntheticConfig(size=512, num_train=4000, num_val=500), short_side=512, long_side=853
+            ),
             training=TrainingConfig(
-                optimizer="adamw", learning_rate=4e-4, reference_batch_size=16, epochs=None, steps=1500,
-                weight_decay=0.05, warmup_steps=100, warmup_start=0.1, schedule="cosine", checkpoint_every=500,
+                optimizer="adamw",
+                learning_rate=4e-4,
+                reference_batch_size=16,
+                epochs=None,
+                steps=1500,
+                weight_decay=0.05,
+                warmup_steps=100,
+                warmup_start=0.1,
+                schedule="cosine",
+                checkpoint_every=500,
                 num_workers=8,
             ),
         ),
@@ -125,13 +158,15 @@ def plan(
         batch_size: images a step in the place of the scale's; the learning rate follows.
     """
     if scale not in SCALES:
-        raise ValueError(unknown("scale", scale, SCALES))
+        raise UserError(unknown("scale", scale, SCALES))
     chosen = SCALES[scale]
     data_config = replace(chosen.data, overfit=overfit, strict=strict)
     if data is not None:
         data_config = replace(data_config, root=data, synthetic=None)
     elif chosen.data.synthetic is None:
-        raise ValueError(f"The scale {scale!r} trains on real images: say where they are with --data DIR (COCO's layout).")
+        raise UserError(
+            f"The scale {scale!r} trains on real images: say where they are with --data DIR (COCO's layout)."
+        )
     if overfit is not None:
         data_config = replace(data_config, flip_probability=0.0)
     training = chosen.training

@@ -112,4 +112,3 @@ def detections_from(
         valid=valid,
         rois=take_boxes(proposals.boxes, indices // num_classes),
     )
-

@@ -111,7 +111,7 @@ class RegionProposals(nn.Module):
 def _best_of_each_level(scores: Tensor, num_anchors: Sequence[int], num: int) -> Tensor:
     """``(B, N)``: the positions of the best ``num`` anchors of each level, or of all where a level has fewer."""
     best, start = [], 0
-    for level_scores in scores.split(list(num_anchors), dim=1):
+    for level_scores in torch.split(scores, list(num_anchors), dim=1):
         best.append(level_scores.topk(min(num, level_scores.shape[1]), dim=1).indices + start)
         start += level_scores.shape[1]
     return torch.cat(best, dim=1)
@@ -119,9 +119,9 @@ def _best_of_each_level(scores: Tensor, num_anchors: Sequence[int], num: int) ->
 
 def _repeat_each(num_anchors: Sequence[int], num: int, device: torch.device) -> Tensor:
     """``(N)``: the level of each position that `_best_of_each_level` gives."""
-    return torch.cat([
-        torch.full((min(num, n),), level, dtype=torch.int64, device=device) for level, n in enumerate(num_anchors)
-    ])
+    return torch.cat(
+        [torch.full((min(num, n),), level, dtype=torch.int64, device=device) for level, n in enumerate(num_anchors)]
+    )
 
 
 def _inside(anchors: Tensor, sizes: Tensor) -> Tensor:

@@ -15,7 +15,7 @@ class SingleLevelPooling(nn.Module):
 
     Args:
         output_size: cells a side of the RoI's features: 7 for boxes, 14 for masks.
-        finest_side: the side in pixels from which an RoI belongs to P3 rather than to P2.
+        finest_side: the side in pixels of the RoIs that P2 is meant for.
     """
 
     def __init__(self, output_size: int = 7, finest_side: float = FINEST_SIDE) -> None:

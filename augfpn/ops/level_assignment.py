@@ -13,7 +13,7 @@ from augfpn.ops.boxes import area
 
 # P6 is there for proposals of large objects only; RoIs are pooled from P2…P5.
 NUM_ROI_LEVELS = 4
-# The side in pixels from which an RoI belongs to P3 rather than to P2.
+# The side in pixels of the RoIs that P2 is meant for; it takes those below twice of it, P3 those below four times.
 FINEST_SIDE = 56.0
 
 

@@ -54,7 +54,7 @@ class Matcher:
 
 
 class Sample(NamedTuple):
-    """``indices (B, num)`` of the sampled boxes, foreground first; ``valid (B, num)``: false where there were too few."""
+    """``indices (B, num)`` of the sampled boxes, foreground first; ``valid (B, num)``: false for padding."""
 
     indices: Tensor
     valid: Tensor
@@ -62,7 +62,7 @@ class Sample(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class Sampler:
-    """Draws ``num`` boxes an image at random, at most ``foreground_fraction`` of them foreground, the rest background."""
+    """Draws ``num`` boxes an image at random, at most ``foreground_fraction`` of them foreground."""
 
     num: int
     foreground_fraction: float
@@ -75,6 +75,8 @@ class Sampler:
         foreground_lot = torch.where(kinds == FOREGROUND, lot, -1.0)
         drawn, where = foreground_lot.topk(most_foreground, dim=1)
         # Priorities: drawn foreground above 1, background in 0-1, everything else below 0.
-        priority = torch.where(kinds == BACKGROUND, lot, -1.0).scatter(1, where, torch.where(drawn >= 0, drawn + 2, -1.0))
+        priority = torch.where(kinds == BACKGROUND, lot, -1.0).scatter(
+            1, where, torch.where(drawn >= 0, drawn + 2, -1.0)
+        )
         priority, indices = priority.topk(num, dim=1)
         return Sample(indices, priority >= 0)

@@ -24,7 +24,7 @@ def batched_nms(boxes: Tensor, scores: Tensor, groups: Tensor, valid: Tensor, io
     """Suppresses boxes that overlap a better one of their own image and group (a class, or a level).
 
     Args:
-        boxes: ``(B, N, 4)``. scores: ``(B, N)``. groups: ``(B, N)`` int64. valid: ``(B, N)`` bool, the ones to consider.
+        boxes: ``(B, N, 4)``. scores: ``(B, N)``. groups: ``(B, N)`` int64. valid: ``(B, N)`` bool.
         iou_threshold: boxes that overlap by more are suppressed.
         num: how many to keep an image.
     """
@@ -40,7 +40,10 @@ def _batched_nms(
     for image in range(len(boxes)):
         candidates = valid[image].nonzero().squeeze(1)
         survivors = torchvision.ops.batched_nms(
-            boxes[image, candidates].float(), scores[image, candidates].float(), groups[image, candidates], iou_threshold
+            boxes[image, candidates].float(),
+            scores[image, candidates].float(),
+            groups[image, candidates],
+            iou_threshold,
         )[:num]
         indices[image, : len(survivors)] = candidates[survivors]
         kept[image, : len(survivors)] = True

@@ -48,12 +48,15 @@ def roi_align(
     heights = [feature.shape[-2] for feature in features]
     widths = [feature.shape[-1] for feature in features]
     starts = [0]
-    for height, width in zip(heights, widths, strict=True):
-        starts.append(starts[-1] + num_images * height * width)
+    for feature in features:
+        starts.append(starts[-1] + num_images * feature.shape[-2] * feature.shape[-1])
 
     def of_level(values: Sequence[int]) -> Tensor:
         # A comparison a level: indexing into a tensor made from a list would wait for its copy to the device.
-        return sum((levels == level) * value for level, value in enumerate(values))  # type: ignore[return-value]
+        of_rois = torch.zeros_like(levels)
+        for level, value in enumerate(values):
+            of_rois = torch.where(levels == level, value, of_rois)
+        return of_rois
 
     height, width = of_level(heights), of_level(widths)
     image = torch.arange(num_images, device=boxes.device)[:, None, None]

@@ -1,0 +1,3 @@
+from augfpn.cli import main
+
+main()

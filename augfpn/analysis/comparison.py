@@ -1,0 +1,64 @@
+"""Our figures beside the paper's."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import asdict
+from pathlib import Path
+
+import pandas as pd
+
+from augfpn.engine.runs import Run
+from augfpn.errors import UserError
+from augfpn.experiments.paper import PAPER, Published
+
+FIGURES = tuple(Published.__dataclass_fields__)
+
+
+def find_runs(root: Path, scale: str | None = None) -> list[Run]:
+    """All evaluated runs in or below ``root``, of a scale or of any; a UserError if there are none."""
+    runs = [Run(path.parent) for path in sorted(root.rglob("run.json"))]
+    runs = [run for run in runs if run.is_evaluated and scale in (None, run.config.scale)]
+    if not runs:
+        wanted = f"evaluated run of scale {scale!r}" if scale else "evaluated run"
+        raise UserError(f"There is no {wanted} in {root}. Runs are made by `augfpn train` and `augfpn evaluate`.")
+    return runs
+
+
+def comparison(runs: Iterable[Run], table: str) -> pd.DataFrame:
+    """A row for each experiment of a table, in the paper's order, with our figures and the paper's, in percent.
+
+    Columns: ``experiment``, ``method``, ``scale``, ``seed``; for each of AP, AP50, AP75, APs, APm, APl ours under its
+    name and the paper's under ``paper AP`` and so on; the difference of AP to the baseline's, ours as ``gain`` (same
+    scale and seed) and the paper's as ``paper gain``. Experiments that were not run have none of ours.
+    """
+    of_experiment: dict[str, list[Run]] = {}
+    for run in runs:
+        of_experiment.setdefault(run.config.experiment, []).append(run)
+    ap_of = {
+        (run.config.experiment, run.config.scale, run.config.seed): run.metrics["AP"]
+        for same in of_experiment.values()
+        for run in same
+    }
+    rows = []
+    for experiment in PAPER.values():
+        if experiment.table != table:
+            continue
+        paper = {f"paper {name}": value for name, value in asdict(experiment.published).items()}
+        paper["paper gain"] = round(experiment.published.AP - PAPER[experiment.baseline].published.AP, 1)
+        row = {"experiment": experiment.id, "method": experiment.title, **paper}
+        for run in of_experiment.get(experiment.id, []):
+            ours = {name: _percent(run.metrics[name]) for name in FIGURES}
+            config = run.config
+            baseline = ap_of.get((experiment.baseline, config.scale, config.seed))
+            gain = None if baseline is None else _percent(run.metrics["AP"] - baseline)
+            rows.append({**row, "scale": config.scale, "seed": config.seed, **ours, "gain": gain})
+        if experiment.id not in of_experiment:
+            rows.append(row)
+    columns = ["experiment", "method", "scale", "seed"]
+    columns += [column for name in FIGURES for column in (name, f"paper {name}")]
+    return pd.DataFrame(rows).reindex(columns=[*columns, "gain", "paper gain"])
+
+
+def _percent(figure: float | None) -> float | None:
+    return None if figure is None else round(100 * figure, 2)

@@ -1,0 +1,171 @@
+"""The ``augfpn`` command."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Optional
+
+import typer
+
+from augfpn.errors import UserError
+from augfpn.experiments import PAPER, SCALES, plan
+
+# Commands import what they need when they run: `augfpn --help` should not wait for torch.
+
+app = typer.Typer(
+    help="AugFPN: improving multi-scale feature learning for object detection (CVPR 2020).",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+)
+data_app = typer.Typer(help="Data sets.", no_args_is_help=True)
+app.add_typer(data_app, name="data")
+
+ExperimentId = Annotated[str, typer.Argument(help="An id from `augfpn list`, such as table2/cs+rfa+srs.")]
+ScaleName = Annotated[str, typer.Option(help=f"One of {', '.join(SCALES)}.")]
+Device = Annotated[Optional[str], typer.Option(help="cpu, cuda, cuda:1 …; by default a GPU where there is one.")]  # noqa: UP045
+
+
+@app.command()
+def train(
+    experiment: ExperimentId,
+    scale: ScaleName = "micro",
+    out: Annotated[Optional[Path], typer.Option(help="The run directory.")] = None,  # noqa: UP045
+    seed: Annotated[int, typer.Option(help="Of weights, order, augmentation and synthetic images.")] = 0,
+    data: Annotated[
+        str | None, typer.Option(help="A folder in COCO's layout in the place of synthetic images.")
+    ] = None,
+    overfit: Annotated[
+        int | None, typer.Option(help="Train and evaluate on the first so many training images.")
+    ] = None,
+    strict: Annotated[bool, typer.Option(help="Refuse data with faulty boxes rather than drop them.")] = False,
+    steps: Annotated[Optional[int], typer.Option(help="Train for so many steps in the place of the scale's.")] = None,  # noqa: UP045
+    batch_size: Annotated[Optional[int], typer.Option(help="Images a step; the learning rate follows.")] = None,  # noqa: UP045
+    resume: Annotated[bool, typer.Option(help="Go on where an interrupted run was.")] = False,
+    device: Device = None,
+) -> None:
+    """Trains an experiment of the paper at a scale, evaluates it, and prints its figures."""
+    from augfpn.engine import evaluate, train
+
+    config = plan(
+        experiment, scale, seed=seed, data=data, overfit=overfit, strict=strict, steps=steps, batch_size=batch_size
+    )
+    path = out or Path("runs") / scale / experiment / f"seed{seed}"
+    run = train(config, path, resume=resume, device=_device(device))
+    if not run.is_evaluated:
+        evaluate(run, _device(device))
+    _print_figures(run.path)
+
+
+@app.command()
+def evaluate(run: Path, device: Device = None) -> None:
+    """Evaluates a trained run on its validation images and prints COCO's twelve figures."""
+    from augfpn.engine import Run, evaluate
+
+    evaluate(Run.open(run), _device(device))
+    _print_figures(run)
+
+
+@app.command()
+def predict(
+    run: Path,
+    images: Annotated[list[Path], typer.Argument(help="Image files.")],
+    out: Annotated[Path, typer.Option(help="Folder for annotated pictures and predictions.json.")],
+    score_threshold: Annotated[float, typer.Option(help="Draw detections from this score on.")] = 0.5,
+    device: Device = None,
+) -> None:
+    """Detects objects in pictures; writes annotated copies and the detections in COCO's format."""
+    from augfpn.engine import Run, predict
+    from augfpn.engine.predict import as_coco
+    from augfpn.files import write_json, written_whole
+    from augfpn.visuals.drawing import draw_detections
+
+    opened = Run.open(run)
+    predictions = predict(opened, images, _device(device))
+    names = [category.name for category in opened.categories]
+    for number, (path, image, detections) in enumerate(predictions, start=1):
+        with written_whole(out / f"{number:04d}_{path.stem}.png") as temporary:
+            draw_detections(image, detections, names, score_threshold).save(temporary, format="PNG")
+    print(write_json(out / "predictions.json", as_coco(predictions, opened), indent=1))
+
+
+@app.command()
+def report(
+    runs: Annotated[list[Path], typer.Argument(help="Evaluated runs of one scale.")],
+    out: Annotated[Path, typer.Option(help="The page to write.")] = Path("report.html"),
+    device: Device = None,
+) -> None:
+    """Writes one page about runs: table, curves, detections side by side, level ratios, fusion weights."""
+    from augfpn.engine import Run
+    from augfpn.visuals.report import write_report
+
+    print(write_report([Run.open(run) for run in runs], out, _device(device)))
+
+
+@app.command("list")
+def list_experiments() -> None:
+    """Lists the experiments with the paper's figures."""
+    for experiment in PAPER.values():
+        figures = "  ".join(f"{name} {value:4.1f}" for name, value in asdict(experiment.published).items())
+        print(f"{experiment.id:24}{experiment.title:18}{figures}")
+
+
+@app.command()
+def show(experiment: ExperimentId, scale: ScaleName = "paper", data: str = "data/coco") -> None:
+    """Prints the expanded experiment as it would be run at a scale."""
+    print(plan(experiment, scale, data=data if scale == "paper" else None).to_json())
+
+
+@data_app.command()
+def synthetic(
+    out: Annotated[Path, typer.Option(help="The folder to make.")],
+    size: Annotated[int, typer.Option(help="Pixels a side.")] = 128,
+    train: Annotated[int, typer.Option(help="Training images.")] = 1500,
+    val: Annotated[int, typer.Option(help="Validation images.")] = 250,
+    seed: int = 0,
+) -> None:
+    """Writes the synthetic data set as images and annotations in COCO's layout."""
+    from augfpn.data.loading import open_dataset
+    from augfpn.data.synthetic import SyntheticDataset
+    from augfpn.experiments.config import DataConfig, SyntheticConfig
+
+    config = DataConfig(synthetic=SyntheticConfig(size=size, num_train=train, num_val=val))
+    for split in ("train", "val"):
+        dataset = open_dataset(config, split, seed)
+        assert isinstance(dataset, SyntheticDataset)
+        print(dataset.write(out, split))
+
+
+def _device(name: str | None):  # type: ignore[no-untyped-def]
+    import torch
+
+    from augfpn.engine.train import default_device
+
+    if name is None:
+        return default_device()
+    try:
+        return torch.zeros(0, device=name).device
+    except (RuntimeError, AssertionError) as error:
+        raise UserError(f"The device {name!r} cannot be used here: {str(error).splitlines()[0]}") from error
+
+
+def _print_figures(path: Path) -> None:
+    from augfpn.engine import Run
+    from augfpn.engine.evaluate import FIGURES
+
+    metrics = Run(path).metrics
+    print("  ".join(f"{name} –" if metrics[name] is None else f"{name} {metrics[name]:.3f}" for name in FIGURES))
+    print(path)
+
+
+def main() -> None:
+    try:
+        app()
+    except (UserError, FloatingPointError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+
+
+if __name__ == "__main__":
+    main()

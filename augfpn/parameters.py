@@ -1,0 +1,83 @@
+"""Notebook parameters that are checked.
+
+papermill puts parameters into a notebook as plain variables, and one that is misspelt as just another variable that
+nobody reads. So the cell behind the parameters hands all variables to `read_parameters`, which knows the valid ones.
+"""
+
+from __future__ import annotations
+
+import types
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any, TypeVar, get_args, get_type_hints
+
+from augfpn.errors import UserError
+from augfpn.experiments.paper import find_experiment, unknown
+from augfpn.experiments.scales import SCALES
+
+Parameters = TypeVar("Parameters")
+
+# What IPython itself puts beside a notebook's variables.
+_NOT_PARAMETERS = {"In", "Out", "exit", "quit", "open", "get_ipython", "read_parameters"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExperimentParameters:
+    """Parameters of ``experiment.ipynb``.
+
+    ``run``: the run directory, by default named after the others. ``data``: a folder in COCO's layout, by default the
+    scale's synthetic images. ``steps``: in the place of the scale's.
+    """
+
+    experiment: str
+    scale: str
+    seed: int = 0
+    run: str | None = None
+    data: str | None = None
+    steps: int | None = None
+
+    def __post_init__(self) -> None:
+        find_experiment(self.experiment)
+        if self.scale not in SCALES:
+            raise UserError(unknown("scale", self.scale, SCALES))
+
+    @property
+    def run_path(self) -> str:
+        return self.run or f"runs/{self.scale}/{self.experiment}/seed{self.seed}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class TableParameters:
+    """Parameters of the notebooks of tables: the folder in which finished runs are, and their scale (None: any)."""
+
+    runs: str
+    scale: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.scale is not None and self.scale not in SCALES:
+            raise UserError(unknown("scale", self.scale, SCALES))
+
+
+def read_parameters(kind: type[Parameters], namespace: Mapping[str, Any]) -> Parameters:
+    """The parameters among the variables of a notebook, `globals()`, as an object of ``kind``.
+
+    Called before the notebook makes variables of its own. A UserError names unknown parameters and wrong types, and
+    lists the valid ones.
+    """
+    hints = get_type_hints(kind)
+    valid = {field.name: hints[field.name] for field in fields(kind)}  # type: ignore[arg-type]
+    given = {
+        name: value
+        for name, value in namespace.items()
+        if not name.startswith("_")
+        and name not in _NOT_PARAMETERS
+        and not isinstance(value, types.ModuleType | type | types.FunctionType)
+    }
+    for name, value in given.items():
+        if name not in valid:
+            raise UserError(unknown("parameter", name, valid))
+        allowed = get_args(valid[name]) or (valid[name],)
+        if type(value) not in allowed:
+            expected = " or ".join("nothing (None)" if kind is types.NoneType else kind.__name__ for kind in allowed)
+            raise UserError(f"The parameter {name!r} must be {expected}, not {value!r} ({type(value).__name__}).")
+    return kind(**given)

@@ -1,0 +1,128 @@
+"""Plots of runs. Every function returns a matplotlib figure and writes nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import seaborn as sns
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from augfpn.analysis.level_ratios import LevelRatios
+from augfpn.engine.runs import Run
+from augfpn.experiments.paper import find_experiment
+from augfpn.visuals.drawing import draw_detections
+
+LEVELS = ("P2", "P3", "P4", "P5")
+# Losses that only exist while Consistent Supervision is there are drawn apart in `losses_by_component`.
+_NO_LOSS = {"step", "epoch", "seconds", "learning_rate", "gradient_norm", "loss"}
+
+
+def name_of(run: Run) -> str:
+    """How a run is called in a legend: its row of the paper's table."""
+    return find_experiment(run.config.experiment).title
+
+
+def training_curves(runs: Sequence[Run]) -> Figure:
+    """The detector's own loss of each run, and its learning rate, over the steps.
+
+    The auxiliary losses of Consistent Supervision are left out, so that models with and without it can be compared.
+    """
+    frames = []
+    for run in runs:
+        history = pd.DataFrame(run.history())
+        if len(history):
+            own = [column for column in _losses(history) if "aux" not in column]
+            history["detector's loss"] = history[own].sum(axis=1)
+            frames.append(history.assign(model=name_of(run)))
+    figure, axes = plt.subplots(1, 2, figsize=(10, 3.2), layout="constrained")
+    if frames:
+        history = pd.concat(frames, ignore_index=True)
+        for axis, column in zip(axes, ("detector's loss", "learning_rate"), strict=True):
+            sns.lineplot(history, x="step", y=column, hue="model", style="model", palette="colorblind", ax=axis)
+        axes[1].set_ylabel("learning rate")
+    return figure
+
+
+def losses_by_component(run: Run) -> Figure:
+    """Every loss of a run over the steps; those of Consistent Supervision with their weight."""
+    figure, axis = plt.subplots(figsize=(7, 3.2), layout="constrained")
+    history = pd.DataFrame(run.history())
+    if len(history):
+        long = history.melt("step", _losses(history), var_name="component", value_name="loss")
+        long["component"] = long["component"].str.removeprefix("loss_").str.replace("_", " ")
+        sns.lineplot(long, x="step", y="loss", hue="component", style="component", palette="colorblind", ax=axis)
+        sns.move_legend(axis, "upper left", bbox_to_anchor=(1, 1))
+    axis.set_title(name_of(run))
+    return figure
+
+
+def ap_beside_paper(table: pd.DataFrame) -> Figure:
+    """The difference to the baseline of every row, ours beside the paper's: AP itself differs with the scale."""
+    long = table.melt(["method"], ["gain", "paper gain"], var_name="whose", value_name="AP points over the baseline")
+    long["whose"] = long["whose"].map({"gain": "ours", "paper gain": "the paper's"})
+    figure, axis = plt.subplots(figsize=(8, 3.4), layout="constrained")
+    sns.barplot(
+        long, x="method", y="AP points over the baseline", hue="whose", palette="colorblind", errorbar="sd", ax=axis
+    )
+    axis.axhline(0, color="black", linewidth=0.8)
+    axis.set(xlabel="", title="What each component adds")
+    axis.tick_params(axis="x", rotation=20)
+    return figure
+
+
+def level_ratio_bars(ratios: LevelRatios) -> Figure:
+    """Figure 4: a panel for the RoIs of each level, a bar for the share of each level."""
+    figure, axes = plt.subplots(1, len(LEVELS), figsize=(11, 2.8), sharey=True, layout="constrained")
+    for level, axis in enumerate(axes):
+        sns.barplot(x=list(LEVELS), y=ratios.shares[level].numpy(), color=sns.color_palette("colorblind")[0], ax=axis)
+        for position, mean in enumerate(ratios.means[level].tolist()):
+            axis.text(position, 0.01, f"{mean:.2f}", ha="center", color="white", fontsize=8)
+        axis.set_title(f"RoIs of {LEVELS[level]} ({int(ratios.counts[level]):,})", fontsize=10)
+    axes[0].set_ylabel("share of the weight")
+    return figure
+
+
+def side_by_side(
+    images: Sequence[Tensor], columns: dict[str, Sequence[dict[str, Tensor]]], class_names: Sequence[str]
+) -> Figure:
+    """A row for each image ``(3, H, W)``, a column for each of the detections or ground truths of these images."""
+    figure, axes = plt.subplots(
+        len(images), len(columns), figsize=(3.4 * len(columns), 3.4 * len(images)), layout="constrained", squeeze=False
+    )
+    for column, (title, found) in enumerate(columns.items()):
+        axes[0][column].set_title(title)
+        for row, image in enumerate(images):
+            axes[row][column].imshow(np.asarray(draw_detections(image, found[row], class_names)))
+            axes[row][column].axis("off")
+    return figure
+
+
+def weight_maps(
+    crops: Sequence[Tensor], weights: Tensor, titles: Sequence[str], names: Sequence[str] = LEVELS
+) -> Figure:
+    """A row for each crop ``(3, h, w)``: the crop itself, then its fusion's weight maps ``weights (N, L, S, S)``."""
+    figure, axes = plt.subplots(
+        len(crops),
+        1 + len(names),
+        figsize=(1.9 * (1 + len(names)), 1.9 * len(crops)),
+        layout="constrained",
+        squeeze=False,
+    )
+    for row, (crop, maps) in enumerate(zip(crops, weights, strict=True)):
+        axes[row][0].imshow(crop.permute(1, 2, 0).numpy())
+        axes[row][0].set_title(titles[row], fontsize=9)
+        for column, name in enumerate(names, start=1):
+            drawn = axes[row][column].imshow(maps[column - 1].numpy(), vmin=0, vmax=1, cmap="cividis")
+            axes[row][column].set_title(f"{name}  {maps[column - 1].mean():.2f}", fontsize=9)
+        for axis in axes[row]:
+            axis.set(xticks=[], yticks=[])
+    figure.colorbar(drawn, ax=axes, shrink=0.6, label="weight")
+    return figure
+
+
+def _losses(history: pd.DataFrame) -> list[str]:
+    return [column for column in history.columns if column not in _NO_LOSS]

@@ -1,0 +1,94 @@
+"""One page that shows what a set of runs found. It holds its pictures itself and needs no network."""
+
+from __future__ import annotations
+
+import base64
+import html
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import jinja2
+import matplotlib.pyplot as plt
+import pandas as pd
+import torch
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from augfpn.analysis.comparison import comparison
+from augfpn.analysis.level_ratios import level_ratios
+from augfpn.data.loading import evaluation_batches, open_dataset
+from augfpn.engine.runs import Run
+from augfpn.experiments.paper import find_experiment
+from augfpn.files import write_text
+from augfpn.visuals import plots
+from augfpn.visuals.samples import sample_detections, sample_fusion, sample_images
+
+# Images that are shown with detections.
+SHOWN = 4
+
+_ENVIRONMENT = jinja2.Environment(loader=jinja2.PackageLoader("augfpn.visuals"), autoescape=True)
+
+
+@dataclass(frozen=True)
+class _Picture:
+    source: str
+    description: str
+
+
+def write_report(runs: list[Run], out: Path, device: torch.device) -> Path:
+    """Writes the page about evaluated runs of one scale to ``out``."""
+    table = comparison(runs, find_experiment(runs[0].config.experiment).table)
+    samples = sample_images(runs[0], SHOWN)
+    columns: dict[str, Sequence[dict[str, Tensor]]] = {"ground truth": samples.ground_truth}
+    columns |= {plots.name_of(run): sample_detections(run, samples, device) for run in runs}
+    names = [category.name for category in runs[0].categories]
+    figures = {
+        "curves": (plots.training_curves(runs), "Loss and learning rate of each run over the steps"),
+        "losses": (plots.losses_by_component(runs[-1]), f"Losses of {plots.name_of(runs[-1])} by component"),
+        "detections": (
+            plots.side_by_side(samples.images, columns, names),
+            "Ground truth and the detections of each model on the same images",
+        ),
+    }
+    fused = next((run for run in runs if run.config.model.soft_roi_selection is not None), None)
+    if fused is not None:
+        dataset = open_dataset(fused.config.data, "val", fused.config.seed)
+        batches = evaluation_batches(dataset, fused.config.data, batch_size=8)
+        ratios = level_ratios(fused.load_model(device), batches, device)
+        figures["ratios"] = (plots.level_ratio_bars(ratios), "Share of each level in the RoIs of each level")
+        rois = sample_fusion(fused, samples, device)
+        if rois.crops:
+            figures["weights"] = (
+                plots.weight_maps(rois.crops, rois.weights, rois.titles),
+                "The surest detection of each image with its four weight maps",
+            )
+    page = _ENVIRONMENT.get_template("report.html").render(
+        runs=runs,
+        scale=runs[0].config.scale,
+        table=_table_html(table),
+        pictures={name: _picture(figure, description) for name, (figure, description) in figures.items()},
+    )
+    return write_text(out, page)
+
+
+def _table_html(table: pd.DataFrame) -> str:
+    """The rows that were run; every figure of ours with the paper's in small print below it."""
+    figures = [name.removeprefix("paper ") for name in table.columns if name.startswith("paper ")]
+    head = "".join(f"<th>{name}</th>" for name in ["", *figures])
+    rows = []
+    for _, row in table[table["AP"].notna()].iterrows():
+        cells = [f"<th>{html.escape(row['method'])}</th>"]
+        for name in figures:
+            ours = "–" if pd.isna(row[name]) else f"{row[name]:.1f}"
+            cells.append(f"<td>{ours}<br><small>paper {row[f'paper {name}']:.1f}</small></td>")
+        rows.append(f"<tr>{''.join(cells)}</tr>")
+    return f"<table><tr>{head}</tr>{''.join(rows)}</table>"
+
+
+def _picture(figure: Figure, description: str) -> _Picture:
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=110)
+    plt.close(figure)
+    return _Picture(f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}", description)
