@@ -11,6 +11,7 @@ import typer
 
 from augfpn.errors import UserError
 from augfpn.experiments import PAPER, SCALES, plan
+from augfpn.experiments.scales import default_run_path
 
 # Commands import what they need when they run: `augfpn --help` should not wait for torch.
 
@@ -51,7 +52,7 @@ def train(
     config = plan(
         experiment, scale, seed=seed, data=data, overfit=overfit, strict=strict, steps=steps, batch_size=batch_size
     )
-    path = out or Path("runs") / scale / experiment / f"seed{seed}"
+    path = out or default_run_path(experiment, scale, seed)
     run = train(config, path, resume=resume, device=_device(device))
     if not run.is_evaluated:
         evaluate(run, _device(device))

@@ -6,14 +6,17 @@ nobody reads. So the cell behind the parameters hands all variables to `read_par
 
 from __future__ import annotations
 
+import sys
 import types
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
+from pathlib import Path
 from typing import Any, TypeVar, get_args, get_type_hints
 
 from augfpn.errors import UserError
+from augfpn.experiments.config import RunConfig
 from augfpn.experiments.paper import find_experiment, unknown
-from augfpn.experiments.scales import SCALES
+from augfpn.experiments.scales import SCALES, default_run_path, plan
 
 Parameters = TypeVar("Parameters")
 
@@ -42,8 +45,19 @@ class ExperimentParameters:
             raise UserError(unknown("scale", self.scale, SCALES))
 
     @property
-    def run_path(self) -> str:
-        return self.run or f"runs/{self.scale}/{self.experiment}/seed{self.seed}"
+    def run_path(self) -> Path:
+        return default_run_path(self.experiment, self.scale, self.seed) if self.run is None else Path(self.run)
+
+    def plan(self) -> RunConfig:
+        return plan(self.experiment, self.scale, seed=self.seed, data=self.data, steps=self.steps)
+
+    def training_command(self) -> list[str]:
+        """The command that trains the run, and goes on with it where it was interrupted."""
+        command = [sys.executable, "-m", "augfpn", "train", self.experiment, "--scale", self.scale]
+        command += ["--seed", str(self.seed), "--out", str(self.run_path), "--resume"]
+        command += ["--data", self.data] if self.data else []
+        command += ["--steps", str(self.steps)] if self.steps else []
+        return command
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -15,9 +15,9 @@ from augfpn.experiments.paper import PAPER, Published
 FIGURES = tuple(Published.__dataclass_fields__)
 
 
-def find_runs(root: Path, scale: str | None = None) -> list[Run]:
+def find_runs(root: Path | str, scale: str | None = None) -> list[Run]:
     """All evaluated runs in or below ``root``, of a scale or of any; a UserError if there are none."""
-    runs = [Run(path.parent) for path in sorted(root.rglob("run.json"))]
+    runs = [Run(path.parent) for path in sorted(Path(root).rglob("run.json"))]
     runs = [run for run in runs if run.is_evaluated and scale in (None, run.config.scale)]
     if not runs:
         wanted = f"evaluated run of scale {scale!r}" if scale else "evaluated run"

@@ -212,7 +212,8 @@ def _background(size: int, horizon: float, rng: np.random.Generator) -> Array:
     swell = np.sin(2 * np.pi * x / rng.uniform(20, 60) + rng.uniform(0, 6))
     phase = 2 * np.pi * y / rng.uniform(3.5, 6.0) + 2 * swell
     water = _colour(rng) + rng.uniform(0.06, 0.14) * np.sin(phase)[..., None]
-    return np.where((y < horizon)[..., None], sky, water).astype(np.float32)
+    pixels: Array = np.where((y < horizon)[..., None], sky, water).astype(np.float32)
+    return pixels
 
 
 def _add_clutter(pixels: Array, rng: np.random.Generator) -> None:

@@ -6,23 +6,11 @@ A kernel that trains loses everything with the browser tab; a command with a run
 from __future__ import annotations
 
 import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
 from augfpn.engine.runs import Run, RunError
-
-
-def training_command(
-    experiment: str, scale: str, out: Path, *, seed: int = 0, data: str | None = None, steps: int | None = None
-) -> list[str]:
-    """The command that trains a run and goes on with it where it was interrupted."""
-    command = [sys.executable, "-m", "augfpn", "train", experiment, "--scale", scale, "--out", str(out)]
-    command += ["--seed", str(seed), "--resume"]
-    command += ["--data", data] if data else []
-    command += ["--steps", str(steps)] if steps else []
-    return command
 
 
 def follow(command: list[str], out: Path, every: float = 5.0) -> Iterator[Run]:

@@ -17,6 +17,7 @@ from __future__ import annotations
 import importlib.metadata
 import json
 import platform
+import shlex
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -155,7 +156,7 @@ def provenance(device: torch.device) -> dict[str, Any]:
     """Where, when and with what something is computed."""
     return {
         "commit": _commit(),
-        "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        "command": shlex.join(["augfpn" if sys.argv[0].endswith("__main__.py") else sys.argv[0], *sys.argv[1:]]),
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
         "device": torch.cuda.get_device_name(device)
         if device.type == "cuda"

@@ -5,7 +5,6 @@ from __future__ import annotations
 import sys
 import time
 from collections import defaultdict
-from dataclasses import asdict
 from pathlib import Path
 
 import torch
@@ -18,7 +17,7 @@ from augfpn.detectors.faster_rcnn import FasterRCNN
 from augfpn.engine.checkpoint import load_last_checkpoint, save_checkpoint
 from augfpn.engine.runs import Run, RunError
 from augfpn.engine.schedule import learning_rate
-from augfpn.experiments.config import RunConfig, TrainingConfig
+from augfpn.experiments.config import RunConfig, TrainingConfig, differences
 
 
 def default_device() -> torch.device:
@@ -146,24 +145,14 @@ def _open_or_create(out: Path, config: RunConfig, dataset: DetectionDataset, res
     if not (resume and (out / "run.json").is_file()):
         return Run.create(out, config, dataset.categories)
     run = Run.open(out)
-    different = _differences(asdict(run.config), asdict(config))
+    different = differences(run.config, config)
     if different:
-        raise RunError(f"{out} holds another run and cannot be resumed as this one: {'; '.join(different)}.")
+        raise RunError(
+            f"{out} holds another run and cannot be resumed as this one (there → here): {'; '.join(different)}."
+        )
     if run.categories != dataset.categories:
         raise RunError(f"{out} was trained on other classes than the data has now.")
     return run
-
-
-def _differences(before: dict[str, object], now: dict[str, object], prefix: str = "") -> list[str]:
-    """The fields in which two configurations differ, as "model.channels: 256 there, 64 here"."""
-    found = []
-    for name in before:
-        old, new = before[name], now.get(name)
-        if isinstance(old, dict) and isinstance(new, dict):
-            found += _differences(old, new, f"{prefix}{name}.")
-        elif old != new:
-            found.append(f"{prefix}{name}: {old} there, {new} here")
-    return found
 
 
 def _report_problems(dataset: DetectionDataset) -> None:

@@ -7,7 +7,7 @@ of the paper that is not part of a model is None here.
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from typing import Any, Literal
 
 import dacite
@@ -193,6 +193,22 @@ class RunConfig:
     def from_json(text: str) -> RunConfig:
         """Reads what `to_json` wrote; unknown or missing fields are errors."""
         return dacite.from_dict(RunConfig, _tuples(json.loads(text)), dacite.Config(strict=True))
+
+
+def differences(before: Any, after: Any, prefix: str = "") -> list[str]:
+    """The fields in which two configurations differ, such as ``model.channels: 256 → 64``.
+
+    >>> differences(FasterRCNNConfig(), FasterRCNNConfig(channels=64))
+    ['channels: 256 → 64']
+    """
+    found = []
+    for name in (entry.name for entry in fields(before)):
+        old, new = getattr(before, name), getattr(after, name)
+        if is_dataclass(old) and is_dataclass(new):
+            found += differences(old, new, f"{prefix}{name}.")
+        elif old != new:
+            found.append(f"{prefix}{name}: {old} → {new}")
+    return found
 
 
 def _tuples(value: Any) -> Any:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 from augfpn.errors import UserError
 from augfpn.experiments.config import (
@@ -132,6 +133,11 @@ SCALES: dict[str, Scale] = {
         Scale(name="paper", model=lambda model: model, data=DataConfig(), training=TrainingConfig()),
     )
 }
+
+
+def default_run_path(experiment: str, scale: str, seed: int) -> Path:
+    """Where a run is kept unless another place is named."""
+    return Path("runs") / scale / experiment / f"seed{seed}"
 
 
 def plan(

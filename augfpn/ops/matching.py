@@ -74,9 +74,9 @@ class Sampler:
         lot = torch.rand(kinds.shape, device=kinds.device)
         foreground_lot = torch.where(kinds == FOREGROUND, lot, -1.0)
         drawn, where = foreground_lot.topk(most_foreground, dim=1)
+        is_drawn = torch.zeros_like(kinds, dtype=torch.bool).scatter(1, where, drawn >= 0)
         # Priorities: drawn foreground above 1, background in 0-1, everything else below 0.
-        priority = torch.where(kinds == BACKGROUND, lot, -1.0).scatter(
-            1, where, torch.where(drawn >= 0, drawn + 2, -1.0)
-        )
+        priority = torch.where(kinds == BACKGROUND, lot, -1.0)
+        priority = torch.where(is_drawn, lot + 2, priority)
         priority, indices = priority.topk(num, dim=1)
         return Sample(indices, priority >= 0)

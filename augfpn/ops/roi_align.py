@@ -85,9 +85,11 @@ def _samples(low: Tensor, high: Tensor, size: Tensor, output_size: int, sampling
 
     ``low`` and ``high (B, R, L)`` are the RoI's ends in cells, ``size (B, R, L)`` is the number of cells of the axis.
     """
-    steps = (torch.arange(output_size * sampling_ratio, device=low.device) + 0.5) / sampling_ratio
-    cell = (high - low).clamp(min=1.0) / output_size
-    positions = low[..., None] + steps * cell[..., None]
+    # The operations of torchvision's kernel in its order, so that not even rounding differs.
+    cell = ((high - low).clamp(min=1.0) / output_size)[..., None, None]
+    within = torch.arange(output_size, device=low.device)[:, None] * cell
+    sample = (torch.arange(sampling_ratio, device=low.device) + 0.5) * cell / sampling_ratio
+    positions = (low[..., None, None] + within + sample).flatten(-2)
     size = size[..., None]
     inside = (positions >= -1.0) & (positions <= size)
     positions = torch.minimum(positions.clamp(min=0.0), (size - 1).to(positions.dtype))

@@ -1,14 +1,14 @@
-"""Plots of runs. Every function returns a matplotlib figure and writes nothing."""
+"""Plots of runs. Every function returns a figure; none shows or writes it."""
 
 from __future__ import annotations
 
+import io
 from collections.abc import Sequence
 
-import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import seaborn as sns
-from matplotlib.figure import Figure
+from matplotlib.figure import Figure as MatplotlibFigure
 from torch import Tensor
 
 from augfpn.analysis.level_ratios import LevelRatios
@@ -19,6 +19,20 @@ from augfpn.visuals.drawing import draw_detections
 LEVELS = ("P2", "P3", "P4", "P5")
 # Losses that only exist while Consistent Supervision is there are drawn apart in `losses_by_component`.
 _NO_LOSS = {"step", "epoch", "seconds", "learning_rate", "gradient_norm", "loss"}
+
+
+class Figure(MatplotlibFigure):
+    """A figure that a notebook shows where it is the value of a cell, and only there.
+
+    Figures made by pyplot would be shown again at the end of the cell; bare ones not at all.
+    """
+
+    def png(self) -> bytes:
+        buffer = io.BytesIO()
+        self.savefig(buffer, format="png", dpi=110)
+        return buffer.getvalue()
+
+    _repr_png_ = png
 
 
 def name_of(run: Run) -> str:
@@ -38,7 +52,8 @@ def training_curves(runs: Sequence[Run]) -> Figure:
             own = [column for column in _losses(history) if "aux" not in column]
             history["detector's loss"] = history[own].sum(axis=1)
             frames.append(history.assign(model=name_of(run)))
-    figure, axes = plt.subplots(1, 2, figsize=(10, 3.2), layout="constrained")
+    figure = Figure(figsize=(10, 3.2), layout="constrained")
+    axes = figure.subplots(1, 2)
     if frames:
         history = pd.concat(frames, ignore_index=True)
         for axis, column in zip(axes, ("detector's loss", "learning_rate"), strict=True):
@@ -49,10 +64,11 @@ def training_curves(runs: Sequence[Run]) -> Figure:
 
 def losses_by_component(run: Run) -> Figure:
     """Every loss of a run over the steps; those of Consistent Supervision with their weight."""
-    figure, axis = plt.subplots(figsize=(7, 3.2), layout="constrained")
+    figure = Figure(figsize=(7, 3.2), layout="constrained")
+    axis = figure.subplots()
     history = pd.DataFrame(run.history())
     if len(history):
-        long = history.melt("step", _losses(history), var_name="component", value_name="loss")
+        long = history[["step", *_losses(history)]].melt("step", var_name="component", value_name="loss")
         long["component"] = long["component"].str.removeprefix("loss_").str.replace("_", " ")
         sns.lineplot(long, x="step", y="loss", hue="component", style="component", palette="colorblind", ax=axis)
         sns.move_legend(axis, "upper left", bbox_to_anchor=(1, 1))
@@ -64,7 +80,8 @@ def ap_beside_paper(table: pd.DataFrame) -> Figure:
     """The difference to the baseline of every row, ours beside the paper's: AP itself differs with the scale."""
     long = table.melt(["method"], ["gain", "paper gain"], var_name="whose", value_name="AP points over the baseline")
     long["whose"] = long["whose"].map({"gain": "ours", "paper gain": "the paper's"})
-    figure, axis = plt.subplots(figsize=(8, 3.4), layout="constrained")
+    figure = Figure(figsize=(8, 3.4), layout="constrained")
+    axis = figure.subplots()
     sns.barplot(
         long, x="method", y="AP points over the baseline", hue="whose", palette="colorblind", errorbar="sd", ax=axis
     )
@@ -76,7 +93,8 @@ def ap_beside_paper(table: pd.DataFrame) -> Figure:
 
 def level_ratio_bars(ratios: LevelRatios) -> Figure:
     """Figure 4: a panel for the RoIs of each level, a bar for the share of each level."""
-    figure, axes = plt.subplots(1, len(LEVELS), figsize=(11, 2.8), sharey=True, layout="constrained")
+    figure = Figure(figsize=(11, 2.8), layout="constrained")
+    axes = figure.subplots(1, len(LEVELS), sharey=True)
     for level, axis in enumerate(axes):
         sns.barplot(x=list(LEVELS), y=ratios.shares[level].numpy(), color=sns.color_palette("colorblind")[0], ax=axis)
         for position, mean in enumerate(ratios.means[level].tolist()):
@@ -90,9 +108,8 @@ def side_by_side(
     images: Sequence[Tensor], columns: dict[str, Sequence[dict[str, Tensor]]], class_names: Sequence[str]
 ) -> Figure:
     """A row for each image ``(3, H, W)``, a column for each of the detections or ground truths of these images."""
-    figure, axes = plt.subplots(
-        len(images), len(columns), figsize=(3.4 * len(columns), 3.4 * len(images)), layout="constrained", squeeze=False
-    )
+    figure = Figure(figsize=(3.4 * len(columns), 3.4 * len(images)), layout="constrained")
+    axes = figure.subplots(len(images), len(columns), squeeze=False)
     for column, (title, found) in enumerate(columns.items()):
         axes[0][column].set_title(title)
         for row, image in enumerate(images):
@@ -105,13 +122,8 @@ def weight_maps(
     crops: Sequence[Tensor], weights: Tensor, titles: Sequence[str], names: Sequence[str] = LEVELS
 ) -> Figure:
     """A row for each crop ``(3, h, w)``: the crop itself, then its fusion's weight maps ``weights (N, L, S, S)``."""
-    figure, axes = plt.subplots(
-        len(crops),
-        1 + len(names),
-        figsize=(1.9 * (1 + len(names)), 1.9 * len(crops)),
-        layout="constrained",
-        squeeze=False,
-    )
+    figure = Figure(figsize=(1.9 * (1 + len(names)), 1.9 * len(crops)), layout="constrained")
+    axes = figure.subplots(len(crops), 1 + len(names), squeeze=False)
     for row, (crop, maps) in enumerate(zip(crops, weights, strict=True)):
         axes[row][0].imshow(crop.permute(1, 2, 0).numpy())
         axes[row][0].set_title(titles[row], fontsize=9)

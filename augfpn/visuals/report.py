@@ -4,16 +4,13 @@ from __future__ import annotations
 
 import base64
 import html
-import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import jinja2
-import matplotlib.pyplot as plt
 import pandas as pd
 import torch
-from matplotlib.figure import Figure
 from torch import Tensor
 
 from augfpn.analysis.comparison import comparison
@@ -87,8 +84,5 @@ def _table_html(table: pd.DataFrame) -> str:
     return f"<table><tr>{head}</tr>{''.join(rows)}</table>"
 
 
-def _picture(figure: Figure, description: str) -> _Picture:
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=110)
-    plt.close(figure)
-    return _Picture(f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}", description)
+def _picture(figure: plots.Figure, description: str) -> _Picture:
+    return _Picture(f"data:image/png;base64,{base64.b64encode(figure.png()).decode()}", description)

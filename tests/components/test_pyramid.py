@@ -1,0 +1,106 @@
+import pytest
+import torch
+import torch.nn.functional as F
+from torchvision.ops import FeaturePyramidNetwork
+from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
+
+from augfpn.components import FeaturePyramid, ResidualFeatureAugmentation
+from augfpn.components.residual_feature_augmentation import ratio_invariant_pooling
+
+CHANNELS = (4, 6, 8, 10)
+
+
+def features(height=8, width=6):
+    torch.manual_seed(1)
+    return [torch.randn(2, c, height * 2**i, width * 2**i) for c, i in zip(CHANNELS, (3, 2, 1, 0), strict=True)]
+
+
+def pyramid_of(golden_tensors):
+    """Our pyramid with the weights of the released one."""
+    weights = {
+        name.removeprefix("weight."): value for name, value in golden_tensors.items() if name.startswith("weight.")
+    }
+    in_channels = [weights[f"lateral_convs.{level}.conv.weight"].shape[1] for level in range(4)]
+    out_channels = weights["lateral_convs.0.conv.weight"].shape[0]
+    augmentation = ResidualFeatureAugmentation(in_channels[-1], out_channels)
+    pyramid = FeaturePyramid(in_channels, out_channels, residual_feature_augmentation=augmentation)
+    ours = {}
+    for name, value in weights.items():
+        name = name.replace("fpn_convs", "output_convs").replace(".conv.", ".")
+        name = name.replace("high_lateral_conv_attention.0", "residual_feature_augmentation.fusion.reduce")
+        name = name.replace("high_lateral_conv_attention.2", "residual_feature_augmentation.fusion.weigh")
+        name = name.replace("high_lateral_conv.", "residual_feature_augmentation.convs.")
+        ours[name] = value
+    pyramid.load_state_dict(ours)
+    return pyramid
+
+
+@pytest.mark.parametrize("shape", ["landscape", "portrait_32x20", "tiny"])
+def test_pyramid_equals_the_authors_release(golden, shape):
+    tensors = golden(f"neck_rcnn_{shape}")
+    with torch.no_grad():
+        result = pyramid_of(tensors)([tensors[f"in.c{level}"] for level in (2, 3, 4, 5)])
+    for level, ours in zip((2, 3, 4, 5, 6), result.levels, strict=True):
+        torch.testing.assert_close(ours, tensors[f"out.p{level}"], atol=1e-5, rtol=1e-5)
+    for level, ours in zip((2, 3, 4, 5), result.laterals, strict=True):
+        torch.testing.assert_close(ours, tensors[f"out.m{level}"], atol=1e-5, rtol=1e-5)
+
+
+def test_without_augmentation_the_pyramid_is_torchvisions_with_the_same_weights():
+    torch.manual_seed(0)
+    ours = FeaturePyramid(CHANNELS, 5)
+    theirs = FeaturePyramidNetwork(list(CHANNELS), 5, extra_blocks=LastLevelMaxPool())
+    for level in range(4):
+        theirs.inner_blocks[level][0].load_state_dict(ours.lateral_convs[level].state_dict())
+        theirs.layer_blocks[level][0].load_state_dict(ours.output_convs[level].state_dict())
+    inputs = features()
+    expected = theirs({str(level): feature for level, feature in enumerate(inputs)})
+    for level, other in zip(ours(inputs).levels, expected.values(), strict=True):
+        torch.testing.assert_close(level, other)
+
+
+def test_augmentation_changes_every_level_but_no_lateral():
+    torch.manual_seed(0)
+    with_it = FeaturePyramid(CHANNELS, 5, residual_feature_augmentation=ResidualFeatureAugmentation(10, 5))
+    without = FeaturePyramid(CHANNELS, 5)
+    without.load_state_dict(with_it.state_dict(), strict=False)
+    a, b = with_it(features()), without(features())
+    assert all(torch.equal(x, y) for x, y in zip(a.laterals, b.laterals, strict=True))
+    assert not any(torch.allclose(x, y) for x, y in zip(a.levels, b.levels, strict=True))
+
+
+def test_augmentation_equals_the_equation_for_one_ratio_at_a_time():
+    torch.manual_seed(0)
+    augmentation = ResidualFeatureAugmentation(10, 5, ratios=(0.25, 0.5))
+    c5 = torch.randn(1, 10, 8, 6)
+    with torch.no_grad():
+        m6, weights = augmentation(c5)
+        expected = torch.zeros_like(m6)
+        for i, (height, width) in enumerate([(2, 1), (4, 3)]):
+            pooled = torch.stack(
+                [
+                    torch.stack(
+                        [
+                            c5[
+                                0,
+                                :,
+                                y * 8 // height : -(-(y + 1) * 8 // height),
+                                x * 6 // width : -(-(x + 1) * 6 // width),
+                            ].mean(dim=(1, 2))
+                            for x in range(width)
+                        ]
+                    )
+                    for y in range(height)
+                ]
+            ).permute(2, 0, 1)[None]
+            context = augmentation.convs[i](pooled)
+            context = F.interpolate(context, size=(8, 6), mode="bilinear", align_corners=True)
+            expected += weights[:, i : i + 1] * context
+    torch.testing.assert_close(m6, expected)
+
+
+@pytest.mark.parametrize(("ratio", "expected"), [(0.1, (2, 4)), (0.2, (5, 8)), (0.3, (7, 12)), (0.01, (1, 1))])
+def test_pooling_keeps_the_aspect_ratio_up_to_rounding(ratio, expected):
+    # An image of 800 × 1333 is padded to 800 × 1344: C5 has 25 × 42 cells.
+    pooled = ratio_invariant_pooling(torch.zeros(1, 1, 25, 42), ratio)
+    assert tuple(pooled.shape[-2:]) == expected
