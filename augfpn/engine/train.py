@@ -97,15 +97,24 @@ def train(config: RunConfig, out: Path, *, resume: bool = False, device: torch.d
 def training_step(
     model: FasterRCNN, optimizer: torch.optim.Optimizer, batch: Batch, rate: float, clip_norm: float | None
 ) -> dict[str, Tensor]:
-    """One step; returns the losses by component, their sum as ``loss``, and the gradient's norm, on the device."""
-    losses = model.losses(batch.images, batch.targets)
-    total = torch.stack(list(losses.values())).sum()
+    """One step of the optimizer; returns what `backpropagate` does."""
     optimizer.zero_grad(set_to_none=True)
-    total.backward()  # type: ignore[no-untyped-call]
-    norm = nn.utils.clip_grad_norm_(model.parameters(), float("inf") if clip_norm is None else clip_norm)
+    values = backpropagate(model, batch, clip_norm)
     for group in optimizer.param_groups:
         group["lr"] = rate
     optimizer.step()
+    return values
+
+
+def backpropagate(model: FasterRCNN, batch: Batch, clip_norm: float | None) -> dict[str, Tensor]:
+    """Leaves the clipped gradient of a batch's loss in the parameters.
+
+    Returns the losses by component, their sum as ``loss``, and the gradient's norm before clipping, on the device.
+    """
+    losses = model.losses(batch.images, batch.targets)
+    total = torch.stack(list(losses.values())).sum()
+    total.backward()  # type: ignore[no-untyped-call]
+    norm = nn.utils.clip_grad_norm_(model.parameters(), float("inf") if clip_norm is None else clip_norm)
     return {"loss": total.detach(), **{name: loss.detach() for name, loss in losses.items()}, "gradient_norm": norm}
 
 
