@@ -1,0 +1,90 @@
+from dataclasses import replace
+
+import pytest
+import torch
+
+from augfpn.data import SyntheticDataset, evaluation_batches, open_dataset, training_batches
+from augfpn.experiments.config import DataConfig, SyntheticConfig
+
+CONFIG = DataConfig(synthetic=SyntheticConfig(size=64, num_train=10, num_val=4))
+
+
+def batches(first_step=0, num_steps=6, **changes):
+    dataset = open_dataset(CONFIG, "train", seed=0)
+    settings = {"seed": 0, "batch_size": 4, "num_workers": 0, **changes}
+    return list(training_batches(dataset, CONFIG, first_step=first_step, num_steps=num_steps, **settings))
+
+
+def same(batch, other):
+    return batch.image_ids == other.image_ids and torch.equal(batch.images.pixels, other.images.pixels)
+
+
+def test_every_epoch_goes_once_through_all_images_in_its_own_order():
+    order = [id for batch in batches(num_steps=10) for id in batch.image_ids]
+    epochs = [order[start : start + 10] for start in range(0, 40, 10)]
+    assert all(sorted(epoch) == list(range(1, 11)) for epoch in epochs)
+    assert len({tuple(epoch) for epoch in epochs}) == 4
+
+
+def test_a_training_that_goes_on_from_a_step_sees_the_same_batches():
+    whole = batches()
+    assert all(same(a, b) for a, b in zip(whole[3:], batches(first_step=3), strict=True))
+
+
+def test_workers_change_nothing():
+    assert all(same(a, b) for a, b in zip(batches(), batches(num_workers=2), strict=True))
+
+
+def test_another_seed_gives_another_order():
+    assert [b.image_ids for b in batches()] != [b.image_ids for b in batches(seed=1)]
+
+
+def test_an_image_is_flipped_in_some_epochs_with_its_boxes():
+    dataset = SyntheticDataset(64, 1)
+    one = dataset[0]
+    seen = list(training_batches(dataset, CONFIG, seed=0, batch_size=1, first_step=0, num_steps=20))
+    flipped = [not torch.equal(batch.images.pixels[0], one.image) for batch in seen]
+    assert 3 < sum(flipped) < 17
+    for batch, is_flipped in zip(seen, flipped, strict=True):
+        expected = one.boxes.clone()
+        if is_flipped:
+            assert torch.equal(batch.images.pixels[0], one.image.flip(-1))
+            expected[:, [0, 2]] = 64 - expected[:, [2, 0]]
+        assert torch.equal(batch.targets.boxes[0, batch.targets.valid[0]], expected)
+
+
+def test_evaluation_sees_every_image_once_unflipped():
+    dataset = open_dataset(CONFIG, "val", seed=0)
+    seen = list(evaluation_batches(dataset, CONFIG, batch_size=3))
+    assert [batch.image_ids for batch in seen] == [(1, 2, 3), (4,)]
+    assert torch.equal(seen[0].images.pixels[1], dataset[1].image)
+
+
+def test_training_and_validation_images_are_different():
+    train, val = (open_dataset(CONFIG, split, seed=0) for split in ("train", "val"))
+    assert not any(torch.equal(train[a].image, val[b].image) for a in range(10) for b in range(4))
+
+
+def test_overfitting_trains_and_evaluates_on_the_same_first_images():
+    config = replace(CONFIG, overfit=3)
+    train, val = (open_dataset(config, split, seed=0) for split in ("train", "val"))
+    assert len(train) == len(val) == 3
+    assert all(torch.equal(train[i].image, val[i].image) for i in range(3))
+    assert [image["id"] for image in val.ground_truth()["images"]] == [1, 2, 3]
+    with pytest.raises(ValueError, match="data set of 10"):
+        open_dataset(replace(CONFIG, overfit=11), "train", seed=0)
+
+
+def test_real_images_are_resized_by_their_short_side_and_padded(real_images):
+    config = DataConfig(root=str(real_images / "coco_tiny"), short_side=96, long_side=128)
+    dataset = open_dataset(config, "val", seed=0)
+    batch = next(evaluation_batches(dataset, config, batch_size=8))
+    height, width = batch.images.pixels.shape[2:]
+    assert height % 32 == width % 32 == 0
+    for size, original in zip(batch.images.sizes.tolist(), batch.original_sizes.tolist(), strict=True):
+        assert min(size) == 96 or max(size) == 128
+        assert size[0] / size[1] == pytest.approx(original[0] / original[1], rel=0.03)
+    sample = dataset[0]
+    factor = batch.images.sizes[0] / batch.original_sizes[0]
+    expected = sample.boxes * factor.flip(0).repeat(2)
+    torch.testing.assert_close(batch.targets.boxes[0, : len(expected)], expected, atol=1e-3, rtol=1e-4)
