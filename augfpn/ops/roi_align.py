@@ -95,7 +95,8 @@ def _samples(low: Tensor, high: Tensor, size: Tensor, output_size: int, sampling
     positions = torch.minimum(positions.clamp(min=0.0), (size - 1).to(positions.dtype))
     lower = positions.floor()
     fraction = positions - lower
-    lower = lower.long()
+    # A box that is not finite, as when training diverges, has weights that are not; its cells have to exist all the same.
+    lower = lower.long().clamp(min=0)
     upper = torch.minimum(lower + 1, size - 1)
     cells = torch.stack([lower, upper], dim=-1)
     weights = torch.stack([1 - fraction, fraction], dim=-1) * inside[..., None]

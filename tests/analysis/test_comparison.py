@@ -1,0 +1,31 @@
+import pytest
+
+from augfpn.analysis.comparison import FIGURES, comparison, find_runs
+from augfpn.engine import Run
+from augfpn.errors import UserError
+from augfpn.experiments import plan
+
+
+def made_up_run(path, experiment, ap, **changes):
+    run = Run.create(path, plan(experiment, "smoke", **changes), ())
+    run.write_results({**dict.fromkeys(FIGURES, 0.5), "APl": None, "AP": ap}, [])
+    return run
+
+
+def test_ours_stand_beside_the_papers_with_the_difference_to_the_baseline_of_the_same_seed(tmp_path):
+    made_up_run(tmp_path / "a", "table2/baseline", 0.30)
+    made_up_run(tmp_path / "b", "table2/cs+rfa+srs", 0.35)
+    made_up_run(tmp_path / "c", "table2/cs+rfa+srs", 0.20, seed=1)
+    Run.create(tmp_path / "d", plan("table2/cs", "smoke"), ())
+    table = comparison(find_runs(tmp_path), "table2").set_index(["experiment", "seed"])
+    assert table.loc[("table2/cs+rfa+srs", 0), ["AP", "gain", "paper AP", "paper gain"]].tolist() == [35, 5, 38.7, 2.4]
+    assert table.loc[("table2/baseline", 0), "gain"] == 0
+    assert table.loc[("table2/cs+rfa+srs", 1), ["gain", "APl"]].isna().all()
+    # A run that is not evaluated yet is no result; its row is there with the paper's figures.
+    assert table.loc["table2/cs"]["AP"].isna().all()
+    assert len(table.index.get_level_values("experiment").unique()) == 8
+
+
+def test_a_folder_without_runs_is_refused(tmp_path):
+    with pytest.raises(UserError, match="no evaluated run of scale 'micro'"):
+        find_runs(tmp_path, "micro")

@@ -1,0 +1,121 @@
+import importlib.metadata
+import json
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from augfpn.engine import Run, train
+from augfpn.engine.runs import RunError
+from augfpn.engine.schedule import learning_rate
+from augfpn.errors import UserError
+from augfpn.experiments import plan
+from augfpn.experiments.config import TrainingConfig
+
+CPU = torch.device("cpu")
+
+
+def command(out, steps, *more):
+    return [
+        sys.executable, "-m", "augfpn", "train", "table2/cs+rfa+srs", "--scale", "smoke", "--steps", str(steps),
+        "--device", "cpu", "--out", str(out), *more,
+    ]  # fmt: skip
+
+
+def test_a_run_killed_in_the_middle_and_resumed_ends_with_the_same_weights_to_the_bit(tmp_path):
+    undisturbed, killed = tmp_path / "undisturbed", tmp_path / "killed"
+    subprocess.run(command(undisturbed, 30), check=True, capture_output=True)
+    process = subprocess.Popen(command(killed, 30), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    while len(Run(killed).history()) < 11:
+        assert process.poll() is None, "the run ended before it could be killed"
+        time.sleep(0.005)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert not Run(killed).is_trained
+    assert list((killed / "checkpoints").glob("step_*.pt"))
+
+    subprocess.run(command(killed, 30, "--resume"), check=True, capture_output=True)
+    expected, actual = load_file(Run(undisturbed).weights), load_file(Run(killed).weights)
+    assert expected.keys() == actual.keys()
+    assert all(torch.equal(expected[name], actual[name]) for name in expected)
+    assert Run(killed).metrics["AP"] == Run(undisturbed).metrics["AP"]
+    assert [line["step"] for line in Run(killed).history()] == list(range(1, 31))
+    losses = [[line["loss"] for line in Run(path).history()] for path in (undisturbed, killed)]
+    assert losses[0] == losses[1]
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    path = tmp_path_factory.mktemp("runs") / "finished"
+    return train(plan("table2/baseline", "smoke"), path, device=CPU)
+
+
+def test_a_finished_run_has_weights_history_and_provenance(finished):
+    assert finished.is_trained
+    history = finished.history()
+    assert [line["step"] for line in history] == [1, 2, 3, 4]
+    assert {"loss", "loss_classifier", "learning_rate", "gradient_norm", "seconds", "epoch"} <= history[0].keys()
+    assert finished.config == plan("table2/baseline", "smoke")
+    assert finished.provenance["derived"]["num_classes"] == 6
+    assert finished.provenance["packages"]["torch"] == importlib.metadata.version("torch")
+    assert len(list((finished.path / "checkpoints").iterdir())) <= 2
+    model = finished.load_model(CPU)
+    assert not model.training
+
+
+def test_resuming_a_finished_run_changes_nothing(finished):
+    before = finished.weights.stat().st_mtime_ns
+    train(finished.config, finished.path, resume=True, device=CPU)
+    assert finished.weights.stat().st_mtime_ns == before
+
+
+def test_a_run_is_not_overwritten(finished):
+    with pytest.raises(RunError, match="holds a run already"):
+        train(finished.config, finished.path, device=CPU)
+
+
+def test_a_run_is_not_resumed_as_another_one(finished):
+    with pytest.raises(RunError, match=r"seed: 0 → 1"):
+        train(replace(finished.config, seed=1), finished.path, resume=True, device=CPU)
+
+
+def test_a_run_that_is_not_finished_cannot_be_loaded(tmp_path):
+    run = Run.create(tmp_path, plan("table2/baseline", "smoke"), ())
+    with pytest.raises(RunError, match="not trained to its end"):
+        run.load_model(CPU)
+
+
+def test_a_line_that_was_cut_off_is_left_out_of_the_history(tmp_path):
+    (tmp_path / "metrics.jsonl").write_text(json.dumps({"step": 1}) + "\n" + '{"step": 2, "lo')
+    assert Run(tmp_path).history() == [{"step": 1}]
+
+
+def test_losses_that_are_not_finite_stop_the_run_and_are_named(tmp_path):
+    config = plan("table2/baseline", "smoke")
+    config = replace(config, training=replace(config.training, learning_rate=1e30, clip_norm=None))
+    with pytest.raises(FloatingPointError, match="loss"):
+        train(config, tmp_path, device=CPU)
+    assert not Run(tmp_path).is_trained
+
+
+def test_the_papers_learning_rate(tmp_path):
+    paper = TrainingConfig()
+    num_steps = paper.num_steps(117_266)
+    assert num_steps == 87_950
+    rates = [learning_rate(paper, step, num_steps) for step in (0, 250, 500, 58_000, 59_000, 80_000, 81_000)]
+    # From a third of 0.02 to 0.02 over 500 steps; a tenth after the 8th and a hundredth after the 11th of 12 epochs.
+    assert rates == pytest.approx([0.02 / 3, 0.02 * 2 / 3, 0.02, 0.02, 0.002, 0.002, 0.0002])
+
+
+def test_the_learning_rate_is_linear_in_the_batch_size():
+    assert replace(TrainingConfig(), batch_size=2).scaled_learning_rate == pytest.approx(0.0025)
+
+
+def test_either_epochs_or_steps_are_given():
+    with pytest.raises(UserError, match="either epochs or steps"):
+        TrainingConfig(epochs=12, steps=100)

@@ -1,0 +1,87 @@
+from dataclasses import replace
+
+import pytest
+
+from augfpn.errors import UserError
+from augfpn.experiments import PAPER, SCALES, RunConfig, find_experiment, plan
+from augfpn.experiments.config import (
+    ConsistentSupervisionConfig,
+    FasterRCNNConfig,
+    ResidualFeatureAugmentationConfig,
+    differences,
+)
+
+
+def test_table_2_has_all_eight_combinations_with_the_papers_ap():
+    rows = {id: experiment for id, experiment in PAPER.items() if experiment.table == "table2"}
+    components = ("consistent_supervision", "residual_feature_augmentation", "soft_roi_selection")
+    combinations = {
+        tuple(getattr(row.model, component) is not None for component in components) for row in rows.values()
+    }
+    assert len(rows) == len(combinations) == 8
+    assert [row.published.AP for row in rows.values()] == [36.3, 37.2, 37.3, 37.1, 37.7, 38.0, 37.9, 38.7]
+
+
+def test_a_row_differs_from_its_baseline_in_its_components_only():
+    row = find_experiment("table2/cs+srs")
+    changed = {difference.split(":")[0] for difference in differences(find_experiment(row.baseline).model, row.model)}
+    assert changed == {"consistent_supervision", "soft_roi_selection"}
+
+
+@pytest.mark.parametrize("scale", SCALES)
+@pytest.mark.parametrize("experiment", PAPER)
+def test_every_run_can_be_written_and_read_back(experiment, scale):
+    config = plan(experiment, scale, data="somewhere")
+    assert RunConfig.from_json(config.to_json()) == config
+
+
+def test_a_field_that_does_not_exist_is_refused_when_read():
+    text = plan("table2/baseline", "smoke").to_json().replace('"channels"', '"chanels"')
+    with pytest.raises(Exception, match="chanels"):
+        RunConfig.from_json(text)
+
+
+@pytest.mark.parametrize("scale", SCALES)
+def test_a_scale_keeps_the_difference_between_rows(scale):
+    def difference(of):
+        baseline, full = (of(id) for id in ("table2/baseline", "table2/cs+rfa+srs"))
+        return differences(baseline, full)
+
+    assert difference(lambda id: plan(id, scale, data="somewhere").model) == difference(lambda id: PAPER[id].model)
+
+
+def test_at_the_papers_scale_nothing_is_replaced():
+    config = plan("table2/cs", "paper", data="data/coco")
+    assert config.model == find_experiment("table2/cs").model
+    assert (config.training.batch_size, config.training.scaled_learning_rate, config.training.epochs) == (16, 0.02, 12)
+    assert (config.data.short_side, config.data.long_side) == (800, 1333)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (("table2/cs+rfa+sr", "micro"), r"no experiment 'table2/cs\+rfa\+sr'; did you mean 'table2/cs\+rfa\+srs'\?"),
+        (("table2/nonsense", "micro"), "Valid: table2/baseline"),
+        (("table2/cs", "mirco"), "no scale 'mirco'; did you mean 'micro'"),
+        (("table2/cs", "paper"), "--data DIR"),
+    ],
+)
+def test_what_does_not_exist_is_refused_with_what_does(arguments, expected):
+    with pytest.raises(UserError, match=expected):
+        plan(*arguments)
+
+
+def test_impossible_values_are_refused():
+    with pytest.raises(UserError, match="must be positive"):
+        ConsistentSupervisionConfig(weight=0.0)
+    with pytest.raises(UserError, match=r"\(0, 1\]"):
+        ResidualFeatureAugmentationConfig(ratios=(0.1, 1.5))
+
+
+def test_overfitting_does_not_flip():
+    assert plan("table2/baseline", "micro", overfit=4).data.flip_probability == 0
+
+
+def test_differences_name_nested_fields():
+    changed = replace(FasterRCNNConfig(), box=replace(FasterRCNNConfig().box, width=8))
+    assert differences(FasterRCNNConfig(), changed) == ["box.width: 1024 → 8"]
