@@ -24,4 +24,5 @@ def assigned_levels(boxes: Tensor, finest_side: float = FINEST_SIDE, num_levels:
     tensor([0, 2, 3])
     """
     side = area(boxes).clamp(min=0).sqrt()
-    return torch.log2(side / finest_side + 1e-6).floor().clamp(0, num_levels - 1).long()
+    # The level of a box that is not finite, as when training diverges, has to exist too: clamp what `long` makes of it.
+    return torch.log2(side / finest_side + 1e-6).floor().long().clamp(0, num_levels - 1)

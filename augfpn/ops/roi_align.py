@@ -95,7 +95,7 @@ def _samples(low: Tensor, high: Tensor, size: Tensor, output_size: int, sampling
     positions = torch.minimum(positions.clamp(min=0.0), (size - 1).to(positions.dtype))
     lower = positions.floor()
     fraction = positions - lower
-    # A box that is not finite, as when training diverges, has weights that are not; its cells have to exist all the same.
+    # A box that is not finite, as when training diverges, has weights that are not; its cells have to exist anyway.
     lower = lower.long().clamp(min=0)
     upper = torch.minimum(lower + 1, size - 1)
     cells = torch.stack([lower, upper], dim=-1)
