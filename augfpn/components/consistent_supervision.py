@@ -16,13 +16,12 @@ from __future__ import annotations
 
 from typing import Literal
 
-import torch
 from torch import Tensor, nn
 
 from augfpn.heads.box import BoxHead, box_losses
 from augfpn.ops.boxes import BoxCoder
 from augfpn.ops.level_assignment import FINEST_SIDE, assigned_levels
-from augfpn.ops.roi_align import roi_align
+from augfpn.ops.roi_align import roi_align_assigned_level, roi_align_every_level
 from augfpn.structures import Pyramid, RoISamples
 
 
@@ -55,12 +54,13 @@ class ConsistentSupervision(nn.Module):
     def forward(self, pyramid: Pyramid, samples: RoISamples) -> dict[str, Tensor]:
         """The weighted auxiliary losses of the laterals, for the RoIs sampled for the box head."""
         laterals = pyramid.laterals
+        strides = pyramid.strides[: len(laterals)]
         if self.levels == "all":
-            levels = torch.arange(len(laterals), device=samples.boxes.device).expand(*samples.labels.shape, -1)
+            pooled = roi_align_every_level(laterals, strides, samples.boxes)
         else:
-            levels = assigned_levels(samples.boxes, self.finest_side, len(laterals))[..., None]
-        num_levels = levels.shape[-1]
-        pooled = roi_align(laterals, pyramid.strides[: len(laterals)], samples.boxes, levels)
+            assigned = assigned_levels(samples.boxes, self.finest_side, len(laterals))
+            pooled = roi_align_assigned_level(laterals, strides, samples.boxes, assigned)[:, None]
+        num_levels = pooled.shape[1]
         predictions = self.head(pooled.flatten(0, 1))
         # A mean over RoIs and levels is 1 / num_levels of the equation's sum over levels of means over RoIs.
         losses = box_losses(predictions, samples.repeated(num_levels), self.coder)

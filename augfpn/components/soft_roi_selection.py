@@ -8,12 +8,11 @@ It stands where FPN has its single level by the RoI's size (`augfpn.heads.roi_po
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor, nn
 
 from augfpn.components.adaptive_fusion import AdaptiveSpatialFusion
 from augfpn.ops.level_assignment import NUM_ROI_LEVELS
-from augfpn.ops.roi_align import roi_align
+from augfpn.ops.roi_align import roi_align_every_level
 from augfpn.structures import Fusion, Pyramid
 
 
@@ -32,7 +31,6 @@ class SoftRoISelection(nn.Module):
 
     def forward(self, pyramid: Pyramid, boxes: Tensor) -> Fusion:
         """The features ``(B · R, C, S, S)`` of ``boxes (B, R, 4)`` and the weights ``(B · R, 4, S, S)`` of P2…P5."""
-        levels = torch.arange(NUM_ROI_LEVELS, device=boxes.device).expand(*boxes.shape[:2], -1)
         features, strides = pyramid.levels[:NUM_ROI_LEVELS], pyramid.strides[:NUM_ROI_LEVELS]
-        fusion: Fusion = self.fusion(roi_align(features, strides, boxes, levels, output_size=self.output_size))
+        fusion: Fusion = self.fusion(roi_align_every_level(features, strides, boxes, self.output_size))
         return fusion

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from augfpn.ops.level_assignment import FINEST_SIDE, NUM_ROI_LEVELS, assigned_levels
-from augfpn.ops.roi_align import roi_align
+from augfpn.ops.roi_align import roi_align_assigned_level
 from augfpn.structures import Fusion, Pyramid
 
 
@@ -27,6 +27,6 @@ class SingleLevelPooling(nn.Module):
         """The features ``(B · R, C, S, S)`` of ``boxes (B, R, 4)``; the weights are 1 for the assigned level."""
         levels = assigned_levels(boxes, self.finest_side)
         features, strides = pyramid.levels[:NUM_ROI_LEVELS], pyramid.strides[:NUM_ROI_LEVELS]
-        pooled = roi_align(features, strides, boxes, levels[..., None], output_size=self.output_size)[:, 0]
+        pooled = roi_align_assigned_level(features, strides, boxes, levels, self.output_size)
         weights = F.one_hot(levels.flatten(), NUM_ROI_LEVELS).to(pooled.dtype)
         return Fusion(pooled, weights[:, :, None, None].expand(-1, -1, self.output_size, self.output_size))

@@ -2,8 +2,8 @@ import pytest
 import torch
 import torchvision
 
+from augfpn.ops import roi_align
 from augfpn.ops.level_assignment import assigned_levels
-from augfpn.ops.roi_align import roi_align
 from tests.ops.test_boxes import random_boxes
 
 STRIDES = (4, 8, 16)
@@ -20,12 +20,13 @@ def with_image_index(boxes):
     return torch.cat([index[:, None].float(), boxes.flatten(0, 1)], dim=1)
 
 
-def test_all_levels_equal_torchvisions_roi_align_in_value_and_gradient(levels):
+@pytest.mark.parametrize("small_map", [0, roi_align.SMALL_MAP], ids=["bags", "matrices"])
+def test_every_level_equals_torchvisions_roi_align_in_value_and_gradient(levels, small_map, monkeypatch):
+    monkeypatch.setattr(roi_align, "SMALL_MAP", small_map)
     # Some boxes are thinner than a cell, some leave the image.
     boxes = torch.cat([random_boxes(2, 20), random_boxes(2, 4) - 30, random_boxes(2, 4) + 60], dim=1)
     boxes[:, 0, 2:] = boxes[:, 0, :2] + 0.5
-    every = torch.arange(3).expand(2, boxes.shape[1], 3)
-    ours = roi_align(levels, STRIDES, boxes, every)
+    ours = roi_align.roi_align_every_level(levels, STRIDES, boxes)
     theirs = [
         torchvision.ops.roi_align(level, with_image_index(boxes), 7, 1 / stride, 2)
         for level, stride in zip(levels, STRIDES, strict=True)
@@ -40,16 +41,22 @@ def test_all_levels_equal_torchvisions_roi_align_in_value_and_gradient(levels):
 
 def test_every_roi_is_pooled_from_the_level_that_it_names(levels):
     boxes = random_boxes(2, 9)
-    named = torch.randint(0, 3, (2, 9, 1))
-    one = roi_align(levels, STRIDES, boxes, named, output_size=3)[:, 0]
-    every = roi_align(levels, STRIDES, boxes, torch.arange(3).expand(2, 9, 3), output_size=3)
+    named = torch.randint(0, 3, (2, 9))
+    one = roi_align.roi_align_assigned_level(levels, STRIDES, boxes, named, output_size=3)
+    every = roi_align.roi_align_every_level(levels, STRIDES, boxes, output_size=3)
     torch.testing.assert_close(one, every[torch.arange(18), named.flatten()])
+
+
+def test_levels_and_channels_lie_together_in_memory(levels):
+    pooled = roi_align.roi_align_every_level(levels, STRIDES, random_boxes(2, 3))
+    assert pooled.flatten(1, 2).data_ptr() == pooled.data_ptr()
+    assert pooled.flatten(1, 2).is_contiguous(memory_format=torch.channels_last)
 
 
 def test_a_cell_of_a_linear_ramp_has_the_value_at_its_middle():
     ramp = torch.arange(8.0).expand(1, 1, 8, 8)
     # The RoI spans cells 2 to 4 across; its single output cell has its middle at 3.
-    pooled = roi_align([ramp], [1], torch.tensor([[[2.0, 2.0, 4.0, 4.0]]]), torch.zeros(1, 1, 1).long(), output_size=1)
+    pooled = roi_align.roi_align_every_level([ramp], [1], torch.tensor([[[2.0, 2.0, 4.0, 4.0]]]), output_size=1)
     assert pooled.item() == pytest.approx(3.0)
 
 

@@ -1,0 +1,128 @@
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from augfpn.engine import Run
+
+
+def augfpn(*arguments, cwd=None):
+    return subprocess.run(
+        [sys.executable, "-m", "augfpn", *map(str, arguments)], capture_output=True, text=True, cwd=cwd
+    )
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """A smoke run of the full model, trained by the command."""
+    path = tmp_path_factory.mktemp("cli") / "run"
+    done = augfpn("train", "table2/cs+rfa+srs", "--scale", "smoke", "--out", path)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1] == str(path)
+    return path
+
+
+def test_train_leaves_an_evaluated_run(run):
+    assert Run(run).is_trained
+    assert Run(run).is_evaluated
+
+
+def test_evaluate_prints_the_twelve_figures(run):
+    done = augfpn("evaluate", run)
+    assert done.returncode == 0
+    assert [word for word in done.stdout.split() if word.startswith("A")][:12] == [
+        "AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl",
+    ]  # fmt: skip
+
+
+def test_predict_writes_annotated_pictures_and_coco_json(run, tmp_path):
+    rng = np.random.default_rng(0)
+    names = ["a.png", "grey.jpg", "a copy.png"]
+    for name in names:
+        picture = Image.fromarray(rng.integers(0, 256, (70, 90, 3), dtype=np.uint8))
+        (picture.convert("L") if name == "grey.jpg" else picture).save(tmp_path / name)
+    out = tmp_path / "out"
+    done = augfpn("predict", run, *(tmp_path / name for name in names), "--out", out, "--score-threshold", "0")
+    assert done.returncode == 0, done.stderr
+    content = json.loads((out / "predictions.json").read_text())
+    assert [image["id"] for image in content["images"]] == [1, 2, 3]
+    assert {c["name"] for c in content["categories"]} == {"disk", "ring", "square", "window", "kite", "boat"}
+    assert all({"image_id", "category_id", "bbox", "score"} <= a.keys() for a in content["annotations"])
+    assert len(list(out.glob("*.png"))) == 3
+
+
+def test_report_is_one_page_that_asks_for_nothing_else(run, tmp_path):
+    page = tmp_path / "report.html"
+    done = augfpn("report", run, "--out", page)
+    assert done.returncode == 0, done.stderr
+    text = page.read_text()
+    for part in (
+        "Average precision",
+        "Training",
+        "Detections on the same images",
+        "Figure 4",
+        "Fusion weights",
+        "Provenance",
+    ):
+        assert part in text
+    assert "http://" not in text
+    assert "https://" not in text
+    assert text.count("data:image/png;base64,") == 5
+    assert "src=" in text
+    assert all(part.startswith("data:") for part in text.replace("src='", 'src="').split('src="')[1:])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["train", "table2/nothing"], "There is no experiment 'table2/nothing'"),
+        (["train", "table2/cs", "--scale", "tiny"], "There is no scale 'tiny'"),
+        (["train", "table2/cs", "--scale", "paper"], "--data DIR"),
+        (["train", "table2/cs", "--data", "nowhere"], "nowhere is not a folder"),
+        (["train", "table2/cs", "--scale", "smoke", "--device", "cuda:99"], "The device 'cuda:99' cannot be used here"),
+        (["evaluate", "nowhere"], "nowhere is not a run"),
+        (["predict", "nowhere", "a.jpg", "--out", "out"], "nowhere is not a run"),
+    ],
+)
+def test_mistakes_end_with_one_message_and_no_traceback(arguments, expected, tmp_path):
+    done = augfpn(*arguments, cwd=tmp_path)
+    assert done.returncode != 0
+    assert expected in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_picture_that_cannot_be_read_is_named(run, tmp_path):
+    (tmp_path / "broken.jpg").write_bytes(b"\xff\xd8\xff")
+    done = augfpn("predict", run, tmp_path / "broken.jpg", "--out", tmp_path / "out")
+    assert done.returncode != 0
+    assert "broken.jpg: " in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_faulty_data_set_is_refused_before_anything_is_written(tmp_path):
+    augfpn("data", "synthetic", "--out", tmp_path / "data", "--size", 64, "--train", 4, "--val", 2)
+    broken = next((tmp_path / "data" / "train2017").iterdir())
+    broken.write_bytes(broken.read_bytes()[:-100])
+    done = augfpn("train", "table2/cs", "--scale", "smoke", "--data", tmp_path / "data", "--out", tmp_path / "run")
+    assert done.returncode != 0
+    assert broken.name in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_data_set_on_disk_is_trained_and_evaluated(tmp_path):
+    written = augfpn("data", "synthetic", "--out", tmp_path / "data", "--size", 64, "--train", 4, "--val", 2)
+    assert written.returncode == 0, written.stderr
+    done = augfpn("train", "table2/cs", "--scale", "smoke", "--data", tmp_path / "data", "--out", tmp_path / "run")
+    assert done.returncode == 0, done.stderr
+    assert Run(tmp_path / "run").metrics["num_images"] == 2
+
+
+def test_list_and_show_name_the_paper_and_the_expanded_experiment():
+    assert "38.7" in next(line for line in augfpn("list").stdout.splitlines() if "table2/cs+rfa+srs" in line)
+    shown = json.loads(augfpn("show", "table2/cs", "--scale", "paper").stdout)
+    assert shown["model"]["consistent_supervision"] == {"weight": 0.25, "levels": "all"}
+    assert shown["training"]["learning_rate"] == 0.02

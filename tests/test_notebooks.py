@@ -1,0 +1,106 @@
+"""The notebooks as files, and executed as papermill users execute them."""
+
+import ast
+import json
+import os
+import subprocess
+import sys
+from dataclasses import fields
+from pathlib import Path
+
+import nbformat
+import pytest
+
+from augfpn.engine import Run
+from augfpn.errors import UserError
+from augfpn.parameters import ExperimentParameters, TableParameters, read_parameters
+
+NOTEBOOKS = Path(__file__).parent.parent / "notebooks"
+PARAMETERS = {"experiment": ExperimentParameters, "table2_components": TableParameters}
+
+
+def papermill(notebook, copy, *arguments):
+    # A core a process: tests may share the machine.
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    command = [
+        sys.executable,
+        "-m",
+        "papermill",
+        NOTEBOOKS / f"{notebook}.ipynb",
+        copy,
+        "--no-progress-bar",
+        *arguments,
+    ]
+    return subprocess.run(command, capture_output=True, text=True, cwd=copy.parent, env=environment)
+
+
+@pytest.mark.parametrize("path", sorted(NOTEBOOKS.glob("*.ipynb")), ids=lambda path: path.stem)
+def test_a_notebook_is_committed_without_outputs_and_defines_nothing(path):
+    notebook = nbformat.read(path, as_version=4)
+    nbformat.validate(notebook)
+    code = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    assert all(not cell.outputs and cell.execution_count is None for cell in code)
+    for cell in code:
+        assert not any(isinstance(node, ast.FunctionDef | ast.ClassDef) for node in ast.walk(ast.parse(cell.source)))
+    prose = sum(len(cell.source) for cell in notebook.cells if cell.cell_type == "markdown")
+    assert prose > 0.5 * sum(len(cell.source) for cell in code)
+
+
+@pytest.mark.parametrize("name", PARAMETERS)
+def test_the_parameters_cell_has_exactly_the_parameters_that_are_checked(name):
+    notebook = nbformat.read(NOTEBOOKS / f"{name}.ipynb", as_version=4)
+    [cell] = [cell for cell in notebook.cells if "parameters" in cell.metadata.get("tags", [])]
+    namespace = {}
+    exec(cell.source, namespace)
+    del namespace["__builtins__"]
+    assert set(namespace) == {field.name for field in fields(PARAMETERS[name])}
+    read_parameters(PARAMETERS[name], namespace)
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({"sclae": "micro"}, "no parameter 'sclae'; did you mean 'scale'.*Valid: experiment, scale, seed, run, data"),
+        ({"seed": "1"}, "'seed' must be int, not '1'"),
+        ({"steps": True}, r"'steps' must be int or nothing \(None\), not True"),
+        ({"scale": "huge"}, "no scale 'huge'.*Valid: smoke, micro, mini, paper"),
+        ({"experiment": "table2/all"}, "no experiment 'table2/all'.*Valid: table2/baseline"),
+    ],
+)
+def test_wrong_parameters_are_refused_with_the_valid_ones(changes, expected):
+    with pytest.raises(UserError, match=expected):
+        read_parameters(ExperimentParameters, {"experiment": "table2/cs", "scale": "smoke", "json": json, **changes})
+
+
+def test_the_notebooks_run_by_hand_under_papermill(tmp_path):
+    done = papermill(
+        "experiment", tmp_path / "a.ipynb", "-p", "experiment", "table2/cs+rfa+srs", "-p", "scale", "smoke"
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    [run] = [Run(path.parent) for path in (tmp_path / "runs").rglob("run.json")]
+    assert run.is_evaluated
+    shown = pictures(tmp_path / "a.ipynb")
+    assert len(shown) == 3
+
+    done = papermill("table2_components", tmp_path / "b.ipynb", "-p", "runs", "runs", "-p", "scale", "smoke")
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert len(pictures(tmp_path / "b.ipynb")) == 2
+
+
+def pictures(path):
+    cells = nbformat.read(path, as_version=4).cells
+    outputs = [output for cell in cells if cell.cell_type == "code" for output in cell.outputs]
+    return [output for output in outputs if "image/png" in output.get("data", {})]
+
+
+def test_a_misspelt_parameter_under_papermill_is_a_clear_error(tmp_path):
+    done = papermill("experiment", tmp_path / "a.ipynb", "-p", "experimnet", "table2/cs", "-p", "scale", "smoke")
+    assert done.returncode != 0
+    assert "There is no parameter 'experimnet'; did you mean 'experiment'?" in done.stderr
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_training_that_fails_shows_the_end_of_its_log(tmp_path):
+    done = papermill("experiment", tmp_path / "a.ipynb", "-p", "scale", "smoke", "-p", "data", "nowhere")
+    assert done.returncode != 0
+    assert "nowhere is not a folder" in done.stderr
