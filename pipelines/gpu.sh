@@ -1,0 +1,15 @@
+#!/usr/bin/env bash
+# What needs a GPU, in one command: the tests marked for it, then FPN and AugFPN at the mini scale.
+#
+#   PYTHON=.venv/bin/python OUT=runs/mini pipelines/gpu.sh
+#
+# Runs go on where they were interrupted. What they found is in $OUT/*/metrics.json, with provenance.json beside it.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+python=${PYTHON:-python3}
+out=${OUT:-runs/mini}
+"$python" -m pytest -m gpu -q
+for experiment in table2/baseline table2/cs+rfa+srs; do
+  "$python" -m augfpn train "$experiment" --scale mini --out "$out/${experiment//\//_}" --resume
+done
+"$python" -m augfpn report "$out"/table2_baseline "$out"/table2_cs+rfa+srs --out "$out/report.html"

@@ -1,0 +1,30 @@
+"""What can only be seen on a GPU: `pytest -m gpu`."""
+
+import pytest
+import torch
+
+from augfpn.data.loading import Batch
+from augfpn.engine.train import backpropagate
+from tests.detectors.test_faster_rcnn import batch
+
+pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")]
+
+
+@pytest.mark.parametrize("experiment", ["table2/baseline", "table2/cs+rfa+srs"])
+def test_features_and_detections_equal_the_cpus(small_model, experiment):
+    images, _ = batch()
+    model = small_model(experiment).eval()
+    model.box_rules = type(model.box_rules)(score_threshold=0.0)
+    expected = model.detect(images)
+    actual = model.cuda().detect(images.to("cuda")).to("cpu")
+    torch.testing.assert_close(actual.scores, expected.scores, atol=1e-3, rtol=1e-3)
+    torch.testing.assert_close(actual.boxes, expected.boxes, atol=0.1, rtol=1e-3)
+
+
+@pytest.mark.parametrize("experiment", ["table2/baseline", "table2/cs+rfa+srs"])
+def test_a_training_step_leaves_finite_gradients(small_model, experiment):
+    images, targets = batch()
+    model = small_model(experiment).cuda()
+    values = backpropagate(model, Batch(images, targets, (1, 2), images.sizes).to(torch.device("cuda")), 35.0)
+    assert all(value.isfinite() for value in values.values())
+    assert all(parameter.grad.isfinite().all() for parameter in model.parameters() if parameter.grad is not None)
