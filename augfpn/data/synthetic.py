@@ -1,7 +1,8 @@
 """Synthetic images that need what the paper is about, made on the fly.
 
 A scene has a smooth sky over rippled water, clutter that belongs to no class, and objects of very different sizes,
-small ones in front of large ones. Colours say nothing about the class. What tells the classes apart:
+small ones in front of large ones, light within a dark outline. Colours say nothing about the class. What tells the
+classes apart:
 
 - ``disk`` and ``ring``, ``square`` and ``window`` differ by their holes only: fine detail, soon lost by down-sampling;
 - ``kite`` and ``boat`` are the same triangle, a kite over the sky and a boat on the water: context, which no close-up
@@ -252,10 +253,7 @@ def _draw_object(
         distance = _distance(len(pixels), SHAPES[name], centre, radius, aspect, angle)
         mask = distance < 0
         if mask.sum() >= 12 and not any(_hides_too_much(mask, other) for other in others):
-            colour = _contrasting(pixels[mask].mean(axis=0), rng)
-            _paint(pixels, distance, colour, 1.0)
-            # Some shading, so that an object is not the only flat area.
-            pixels[mask] += rng.normal(0, 0.02, (int(mask.sum()), 1))
+            _paint_object(pixels, distance, rng)
             return _Object(label, mask)
     return None
 
@@ -270,7 +268,7 @@ def _draw_crowd(pixels: Array, rng: np.random.Generator) -> _Object:
     for _ in range(rng.integers(15, 30)):
         centre = np.clip(heap + rng.normal(0, 0.07, size=2) * size, 3, size - 3)
         distance = _distance(size, shape, centre, 0.022 * size + 0.6, 1.0, 0.0)
-        _paint(pixels, distance, _colour(rng), 1.0)
+        _paint_object(pixels, distance, rng)
         region |= distance < 0
     return _Object(label, region, is_crowd=True)
 
@@ -296,20 +294,19 @@ def _text(counts: str | bytes) -> str:
     return counts if isinstance(counts, str) else counts.decode()
 
 
+def _paint_object(pixels: Array, distance: Array, rng: np.random.Generator) -> None:
+    """Paints an object: a light colour at random within a dark outline."""
+    outline = 1.0 + 0.03 * -float(distance.min())
+    _paint(pixels, distance, rng.uniform(0.0, 0.15, 3).astype(np.float32), 1.0)
+    _paint(pixels, distance + outline, rng.uniform(0.35, 1.0, 3).astype(np.float32), 1.0)
+
+
 def _hides_too_much(mask: Mask, other: _Object) -> bool:
     return bool((mask & other.mask).sum() > MOST_HIDDEN * other.mask.sum())
 
 
 def _colour(rng: np.random.Generator) -> Array:
     return rng.uniform(0.1, 0.9, 3).astype(np.float32)
-
-
-def _contrasting(background: Array, rng: np.random.Generator) -> Array:
-    """A random colour that can be seen before the background."""
-    while True:
-        colour = _colour(rng)
-        if np.abs(colour - background).mean() > 0.2:
-            return colour
 
 
 def _finished(pixels: Array, rng: np.random.Generator) -> Array:

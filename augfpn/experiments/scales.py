@@ -93,13 +93,14 @@ SCALES: dict[str, Scale] = {
             name="micro",
             model=_small(channels=64, width=256, num_proposals=128, num_sampled=64),
             data=DataConfig(
-                synthetic=SyntheticConfig(size=128, num_train=1500, num_val=250), short_side=192, long_side=288
+                synthetic=SyntheticConfig(size=128, num_train=1500, num_val=250), short_side=160, long_side=256
             ),
             training=TrainingConfig(
                 optimizer="adamw",
-                learning_rate=2e-3,
-                reference_batch_size=8,
-                batch_size=8,
+                learning_rate=1e-3,
+                reference_batch_size=4,
+                # Small batches: what counts in minutes is the number of steps.
+                batch_size=4,
                 epochs=None,
                 steps=600,
                 weight_decay=0.05,
