@@ -19,6 +19,7 @@ from torchvision.transforms import v2
 from torchvision.tv_tensors import BoundingBoxes, Image
 
 from augfpn.data.coco import CocoDataset
+from augfpn.data.coco_format import DataError
 from augfpn.data.dataset import DetectionDataset, Sample, SelectedImages
 from augfpn.data.synthetic import SyntheticDataset
 from augfpn.errors import UserError
@@ -47,6 +48,15 @@ def open_dataset(config: DataConfig, split: str, seed: int) -> DetectionDataset:
     if config.overfit is not None:
         return SelectedImages(_open(config, "train", seed), range(config.overfit))
     return _open(config, split, seed)
+
+
+def open_datasets(config: DataConfig, seed: int) -> tuple[DetectionDataset, DetectionDataset]:
+    """The training and the validation data of a run, both checked, with the same classes."""
+    train, val = open_dataset(config, "train", seed), open_dataset(config, "val", seed)
+    if train.categories != val.categories:
+        only = sorted({category.name for category in set(train.categories) ^ set(val.categories)})
+        raise DataError(f"{config.root}: train and val have different categories; these differ: {only}.")
+    return train, val
 
 
 def _open(config: DataConfig, split: str, seed: int) -> DetectionDataset:

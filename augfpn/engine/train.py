@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from augfpn.data.dataset import DetectionDataset
-from augfpn.data.loading import Batch, open_dataset, seed_of, training_batches
+from augfpn.data.loading import Batch, open_datasets, seed_of, training_batches
 from augfpn.detectors.faster_rcnn import FasterRCNN
 from augfpn.engine.checkpoint import load_last_checkpoint, save_checkpoint
 from augfpn.engine.runs import Run, RunError
@@ -31,7 +31,8 @@ def train(config: RunConfig, out: Path, *, resume: bool = False, device: torch.d
     never interrupted (to the bit on a CPU with the same number of threads). A finished run is left as it is.
     """
     device = device or default_device()
-    dataset = open_dataset(config.data, "train", config.seed)
+    # The validation data too, so that a fault in it is found now and not after days of training.
+    dataset, _ = open_datasets(config.data, config.seed)
     _report_problems(dataset)
     run = _open_or_create(out, config, dataset, resume)
     if run.is_trained:
@@ -86,7 +87,8 @@ def train(config: RunConfig, out: Path, *, resume: bool = False, device: torch.d
                         **means,
                     }
                 )
-                progress.set_postfix(loss=f"{means['loss']:.3f}", lr=f"{rate:.1e}")
+                shown = {name.removeprefix("loss_"): f"{mean:.2f}" for name, mean in means.items() if "loss" in name}
+                progress.set_postfix({**shown, "lr": f"{rate:.1e}"})
             if done % config.training.checkpoint_every == 0 and done < num_steps:
                 save_checkpoint(checkpoints, done, seconds, model, optimizer)
             progress.update()

@@ -3,7 +3,8 @@ from dataclasses import replace
 import pytest
 import torch
 
-from augfpn.data import SyntheticDataset, evaluation_batches, open_dataset, training_batches
+from augfpn.data import DataError, SyntheticDataset, evaluation_batches, open_dataset, training_batches
+from augfpn.data.loading import open_datasets
 from augfpn.experiments.config import DataConfig, SyntheticConfig
 
 CONFIG = DataConfig(synthetic=SyntheticConfig(size=64, num_train=10, num_val=4))
@@ -88,3 +89,18 @@ def test_real_images_are_resized_by_their_short_side_and_padded(real_images):
     factor = batch.images.sizes[0] / batch.original_sizes[0]
     expected = sample.boxes * factor.flip(0).repeat(2)
     torch.testing.assert_close(batch.targets.boxes[0, : len(expected)], expected, atol=1e-3, rtol=1e-4)
+
+
+def test_classes_that_differ_between_training_and_validation_are_refused(tmp_path):
+    for split in ("train", "val"):
+        SyntheticDataset(64, 2).write(tmp_path, split)
+    annotations = tmp_path / "annotations" / "instances_val2017.json"
+    annotations.write_text(annotations.read_text().replace('"ring"', '"bracelet"'))
+    with pytest.raises(DataError, match=r"different categories.*\['bracelet', 'ring'\]"):
+        open_datasets(DataConfig(root=str(tmp_path)), seed=0)
+
+
+def test_missing_validation_data_is_found_before_training(tmp_path):
+    SyntheticDataset(64, 2).write(tmp_path, "train")
+    with pytest.raises(DataError, match="no annotation file for the split 'val'"):
+        open_datasets(DataConfig(root=str(tmp_path)), seed=0)
