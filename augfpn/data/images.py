@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -28,19 +30,12 @@ def read_image(path: Path, size: tuple[int, int] | None = None) -> Tensor:
     A rotation in the EXIF data is applied, as viewers and most annotation tools do, unless the annotated ``size``
     (height, width) fits the unrotated image only.
     """
-    try:
-        with Image.open(path) as opened:
-            image = _upright(opened, size)
-            if image.mode.startswith("I"):
-                # 16 bits a pixel; Pillow's own conversion would clip instead of scale.
-                image = Image.fromarray((np.asarray(image).astype(np.int64) >> 8).clip(0, 255).astype(np.uint8))
-            pixels = np.array(image.convert("RGB"))
-    except FileNotFoundError as error:
-        raise ImageError("there is no such file.") from error
-    except UnidentifiedImageError as error:
-        raise ImageError("not an image in a known format.") from error
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise ImageError(f"the image cannot be read ({error}); it may be truncated.") from error
+    with _opened(path) as opened:
+        image = _upright(opened, size)
+        if image.mode.startswith("I"):
+            # 16 bits a pixel; Pillow's own conversion would clip instead of scale.
+            image = Image.fromarray((np.asarray(image).astype(np.int64) >> 8).clip(0, 255).astype(np.uint8))
+        pixels = np.array(image.convert("RGB"))
     return torch.from_numpy(pixels).permute(2, 0, 1).contiguous()
 
 
@@ -49,24 +44,31 @@ def check_image(path: Path, size: tuple[int, int]) -> None:
 
     Only the header and the end are read, so that a large data set is checked in seconds.
     """
+    with _opened(path) as image:
+        width, height = image.size
+        turned = image.getexif().get(ORIENTATION_TAG) in TURNED
+        format = image.format or ""
+    if size != (height, width) and not (turned and size == (width, height)):
+        raise ImageError(f"the image is {width} × {height} pixels, but annotated as {size[1]} × {size[0]}.")
+    with path.open("rb") as file:
+        file.seek(-min(TAIL_BYTES, path.stat().st_size), 2)
+        if format not in ENDS or ENDS[format] not in file.read():
+            # No proper end: perhaps other bytes stand behind it. Decoding tells.
+            read_image(path, size)
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Image.Image]:
+    """The file opened by Pillow; what Pillow raises while it is read becomes an ImageError."""
     try:
         with Image.open(path) as image:
-            width, height = image.size
-            turned = image.getexif().get(ORIENTATION_TAG) in TURNED
-            format = image.format or ""
+            yield image
     except FileNotFoundError as error:
         raise ImageError("there is no such file.") from error
     except UnidentifiedImageError as error:
         raise ImageError("not an image in a known format.") from error
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise ImageError(f"the image cannot be read ({error}).") from error
-    if size != (height, width) and not (turned and size == (width, height)):
-        raise ImageError(f"the image is {width} × {height} pixels, but annotated as {size[1]} × {size[0]}.")
-    with path.open("rb") as file:
-        file.seek(-min(TAIL_BYTES, path.stat().st_size), 2)
-        if ENDS.get(format, b"\0\0") not in file.read():
-            # No proper end: perhaps other bytes stand behind it. Decoding tells.
-            read_image(path, size)
+        raise ImageError(f"the image cannot be read ({error}); it may be truncated.") from error
 
 
 def _upright(image: Image.Image, size: tuple[int, int] | None) -> Image.Image:
