@@ -43,6 +43,7 @@ def train(
     strict: Annotated[bool, typer.Option(help="Refuse data with faulty boxes rather than drop them.")] = False,
     steps: Annotated[Optional[int], typer.Option(help="Train for so many steps in the place of the scale's.")] = None,  # noqa: UP045
     batch_size: Annotated[Optional[int], typer.Option(help="Images a step; the learning rate follows.")] = None,  # noqa: UP045
+    learning_rate: Annotated[float | None, typer.Option(help="The highest rate, in the place of the scale's.")] = None,
     resume: Annotated[bool, typer.Option(help="Go on where an interrupted run was.")] = False,
     device: Device = None,
 ) -> None:
@@ -50,7 +51,15 @@ def train(
     from augfpn.engine import evaluate, train
 
     config = plan(
-        experiment, scale, seed=seed, data=data, overfit=overfit, strict=strict, steps=steps, batch_size=batch_size
+        experiment,
+        scale,
+        seed=seed,
+        data=data,
+        overfit=overfit,
+        strict=strict,
+        steps=steps,
+        batch_size=batch_size,
+        learning_rate=learning_rate,
     )
     path = out or default_run_path(experiment, scale, seed)
     run = train(config, path, resume=resume, device=_device(device))
@@ -113,9 +122,13 @@ def list_experiments() -> None:
 
 
 @app.command()
-def show(experiment: ExperimentId, scale: ScaleName = "paper", data: str = "data/coco") -> None:
+def show(
+    experiment: ExperimentId,
+    scale: ScaleName = "paper",
+    data: Annotated[Optional[str], typer.Option(help="As for `train`; at the paper's scale data/coco.")] = None,  # noqa: UP045
+) -> None:
     """Prints the expanded experiment as it would be run at a scale."""
-    print(plan(experiment, scale, data=data if scale == "paper" else None).to_json())
+    print(plan(experiment, scale, data="data/coco" if data is None and scale == "paper" else data).to_json())
 
 
 @data_app.command()

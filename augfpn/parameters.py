@@ -55,8 +55,8 @@ class ExperimentParameters:
         """The command that trains the run, and goes on with it where it was interrupted."""
         command = [sys.executable, "-m", "augfpn", "train", self.experiment, "--scale", self.scale]
         command += ["--seed", str(self.seed), "--out", str(self.run_path), "--resume"]
-        command += ["--data", self.data] if self.data else []
-        command += ["--steps", str(self.steps)] if self.steps else []
+        command += ["--data", self.data] if self.data is not None else []
+        command += ["--steps", str(self.steps)] if self.steps is not None else []
         return command
 
 

@@ -10,6 +10,7 @@ import pandas as pd
 
 from augfpn.engine.runs import Run
 from augfpn.errors import UserError
+from augfpn.experiments.config import DataConfig, RunConfig, TrainingConfig
 from augfpn.experiments.paper import PAPER, Published
 
 FIGURES = tuple(Published.__dataclass_fields__)
@@ -30,16 +31,13 @@ def comparison(runs: Iterable[Run], table: str) -> pd.DataFrame:
 
     Columns: ``experiment``, ``method``, ``scale``, ``seed``; for each of AP, AP50, AP75, APs, APm, APl ours under its
     name and the paper's under ``paper AP`` and so on; the difference of AP to the baseline's, ours as ``gain`` (same
-    scale and seed) and the paper's as ``paper gain``. Experiments that were not run have none of ours.
+    data, training, scale and seed) and the paper's as ``paper gain``. Experiments that were not run have none of ours.
     """
+    runs = list(runs)
     of_experiment: dict[str, list[Run]] = {}
     for run in runs:
         of_experiment.setdefault(run.config.experiment, []).append(run)
-    ap_of = {
-        (run.config.experiment, run.config.scale, run.config.seed): run.metrics["AP"]
-        for same in of_experiment.values()
-        for run in same
-    }
+    ap_of = {_conditions(run.config, run.config.experiment): run.metrics["AP"] for run in runs}
     rows = []
     for experiment in PAPER.values():
         if experiment.table != table:
@@ -50,14 +48,19 @@ def comparison(runs: Iterable[Run], table: str) -> pd.DataFrame:
         for run in of_experiment.get(experiment.id, []):
             ours = {name: _percent(run.metrics[name]) for name in FIGURES}
             config = run.config
-            baseline = ap_of.get((experiment.baseline, config.scale, config.seed))
-            gain = None if baseline is None else _percent(run.metrics["AP"] - baseline)
+            baseline, own = ap_of.get(_conditions(config, experiment.baseline)), run.metrics["AP"]
+            gain = None if baseline is None or own is None else _percent(own - baseline)
             rows.append({**row, "scale": config.scale, "seed": config.seed, **ours, "gain": gain})
         if experiment.id not in of_experiment:
             rows.append(row)
     columns = ["experiment", "method", "scale", "seed"]
     columns += [column for name in FIGURES for column in (name, f"paper {name}")]
     return pd.DataFrame(rows).reindex(columns=[*columns, "gain", "paper gain"])
+
+
+def _conditions(config: RunConfig, experiment: str) -> tuple[str, str, int, DataConfig, TrainingConfig]:
+    """What two runs must share for their difference to be that of their models."""
+    return experiment, config.scale, config.seed, config.data, config.training
 
 
 def _percent(figure: float | None) -> float | None:

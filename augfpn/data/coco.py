@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from augfpn.data.coco_format import CocoBox, CocoImage, DataError, DataProblem, find_split, read_annotations, refuse_any
-from augfpn.data.dataset import Sample
+from augfpn.data.coco_format import CocoBox, CocoImage, DataError, find_split, read_annotations, refuse_any
+from augfpn.data.dataset import DataProblem, Sample
 from augfpn.data.images import ImageError, check_image, read_image
 
 
@@ -41,8 +41,8 @@ class CocoDataset:
         self.problems = content.problems
         self._images = content.images
 
-        # Objects of all images behind one another; those of image i from starts[i] to starts[i + 1]. Arrays and no
-        # Python objects, so that worker processes share the memory.
+        # Objects of all images behind one another; those of image i from starts[i] to starts[i + 1]. Arrays rather
+        # than Python objects: they are smaller, and quickly sent to worker processes.
         of_image: dict[int, list[CocoBox]] = {image.id: [] for image in content.images}
         for box in content.boxes:
             if not box.is_crowd:

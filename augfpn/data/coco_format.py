@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from augfpn.data.dataset import Category
+from augfpn.data.dataset import Category, DataProblem
 from augfpn.errors import UserError
 
 # An overhang of a box in pixels that is rounding, not a mistake.
@@ -21,17 +21,6 @@ SHOWN = 8
 
 class DataError(UserError):
     """A data set that cannot be used; the message says what is wrong and where."""
-
-
-@dataclass(frozen=True)
-class DataProblem:
-    """Something wrong in one place of a data set."""
-
-    where: str
-    what: str
-
-    def __str__(self) -> str:
-        return f"{self.where}: {self.what}"
 
 
 @dataclass(frozen=True)
@@ -190,7 +179,9 @@ def _box(
         return None, DataProblem(place, "the box is outside its image; dropped.")
     overhang = max(x1 - x, y1 - y, x + width - x2, y + height - y2)
     problem = DataProblem(place, "the box leaves its image; cut to it.") if overhang > ROUNDING else None
-    is_crowd = bool(entry.get("iscrowd", 0))
+    is_crowd = entry.get("iscrowd", 0)
+    if is_crowd not in (0, 1):
+        raise _EntryError(f"'iscrowd' must be 0 or 1, found {_shown(is_crowd)}.")
     area = entry.get("area")
     annotation = {
         **entry,
@@ -198,7 +189,7 @@ def _box(
         "area": float(area) if _is_number(area) else (x2 - x1) * (y2 - y1),
         "iscrowd": int(is_crowd),
     }
-    return CocoBox(image_id, category_id, (x1, y1, x2, y2), is_crowd, annotation), problem
+    return CocoBox(image_id, category_id, (x1, y1, x2, y2), bool(is_crowd), annotation), problem
 
 
 def _field(entry: Any, name: str) -> Any:
@@ -233,7 +224,12 @@ def _bbox(entry: Any) -> list[float]:
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    if not isinstance(value, int | float) or isinstance(value, bool):
+        return False
+    try:
+        return math.isfinite(value)
+    except OverflowError:  # an integer beyond any float
+        return False
 
 
 def _repeated(ids: list[int], kind: str) -> list[DataProblem]:

@@ -20,6 +20,17 @@ class Category:
 
 
 @dataclass(frozen=True)
+class DataProblem:
+    """Something wrong in one place of a data set."""
+
+    where: str
+    what: str
+
+    def __str__(self) -> str:
+        return f"{self.where}: {self.what}"
+
+
+@dataclass(frozen=True)
 class Sample:
     """An image and the objects to learn from; crowds are not among them.
 
@@ -33,9 +44,13 @@ class Sample:
 
 
 class DetectionDataset(Protocol):
-    """A list of samples, with categories of the data set's own ids, and the whole truth for the evaluation."""
+    """A list of samples, with categories of the data set's own ids, and the whole truth for the evaluation.
+
+    ``problems``: what was wrong with the data and put right when it was opened.
+    """
 
     categories: tuple[Category, ...]
+    problems: list[DataProblem]
 
     def __len__(self) -> int: ...
 
@@ -55,6 +70,7 @@ class SelectedImages:
         self.dataset = dataset
         self.positions = positions
         self.categories = dataset.categories
+        self.problems = dataset.problems
 
     def __len__(self) -> int:
         return len(self.positions)

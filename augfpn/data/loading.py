@@ -24,6 +24,7 @@ from augfpn.data.dataset import DetectionDataset, Sample, SelectedImages
 from augfpn.data.synthetic import SyntheticDataset
 from augfpn.errors import UserError
 from augfpn.experiments.config import DataConfig
+from augfpn.ops.resize import resize
 from augfpn.structures import Images, Targets
 
 # Validation images of the synthetic set start here, far behind the training images.
@@ -127,15 +128,10 @@ class _Prepared(Dataset[tuple[Sample, tuple[int, int]]]):
     """Samples resized and, at random, flipped; with the height and width that they had before."""
 
     def __init__(self, dataset: DetectionDataset, config: DataConfig, seed: int) -> None:
-        short_side, long_side = config.resized_sides
         self.dataset = dataset
+        self.sides = config.resized_sides
         self.seed = seed
-        self.transform = v2.Compose(
-            [
-                v2.Resize(short_side, max_size=long_side, antialias=True),
-                v2.RandomHorizontalFlip(config.flip_probability),
-            ]
-        )
+        self.flip = v2.RandomHorizontalFlip(config.flip_probability)
 
     def __getitem__(self, pick: tuple[int, int]) -> tuple[Sample, tuple[int, int]]:
         epoch, index = pick
@@ -144,7 +140,7 @@ class _Prepared(Dataset[tuple[Sample, tuple[int, int]]]):
         boxes = BoundingBoxes(sample.boxes, format="XYXY", canvas_size=(height, width))
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed_of(self.seed, epoch, index))
-            image, boxes = self.transform(Image(sample.image), boxes)
+            image, boxes = self.flip(resize(Image(sample.image), *self.sides), resize(boxes, *self.sides))
         return replace(sample, image=image.as_subclass(Tensor), boxes=boxes.as_subclass(Tensor)), (height, width)
 
 

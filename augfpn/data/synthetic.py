@@ -15,7 +15,7 @@ Some images are empty; in some stands a crowd of tiny objects, marked as COCO ma
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from pycocotools import mask as rle
 
-from augfpn.data.dataset import Category, Sample
+from augfpn.data.dataset import Category, DataProblem, Sample
 from augfpn.errors import UserError
 from augfpn.files import write_json
 
@@ -82,8 +82,11 @@ _Drawn = tuple[NDArray[np.uint8], list[dict[str, Any]]]
 
 @dataclass(frozen=True)
 class _Object:
+    """``mask``: where it can be seen; ``area``: of how many pixels it would be if nothing were before it."""
+
     label: int
     mask: Mask
+    area: int
     is_crowd: bool = False
 
 
@@ -100,12 +103,15 @@ class SyntheticDataset:
     """
 
     categories = CATEGORIES
+    problems: list[DataProblem] = []  # noqa: RUF012 (what is drawn is never wrong)
 
     def __init__(self, size: int, num_images: int, seed: int = 0, first: int = 0) -> None:
         if size < 32:
             raise UserError(
                 f"Synthetic images need at least 32 pixels a side, not {size}: the smallest objects would vanish."
             )
+        if num_images < 1:
+            raise UserError(f"A data set needs at least one image, not {num_images}.")
         self.size = size
         self.num_images = num_images
         self.seed = seed
@@ -194,7 +200,7 @@ def draw_scene(size: int, rng: np.random.Generator) -> _Scene:
         drawn = _draw_object(pixels, horizon, radius, objects, rng)
         if drawn is not None:
             # What is drawn later stands in front.
-            objects = [_Object(o.label, o.mask & ~drawn.mask, o.is_crowd) for o in objects] + [drawn]
+            objects = [replace(o, mask=o.mask & ~drawn.mask) for o in objects] + [drawn]
     return _Scene(_finished(pixels, rng), [o for o in objects if o.mask.any()])
 
 
@@ -254,7 +260,7 @@ def _draw_object(
         mask = distance < 0
         if mask.sum() >= 12 and not any(_hides_too_much(mask, other) for other in others):
             _paint_object(pixels, distance, rng)
-            return _Object(label, mask)
+            return _Object(label, mask, int(mask.sum()))
     return None
 
 
@@ -270,7 +276,7 @@ def _draw_crowd(pixels: Array, rng: np.random.Generator) -> _Object:
         distance = _distance(size, shape, centre, 0.022 * size + 0.6, 1.0, 0.0)
         _paint_object(pixels, distance, rng)
         region |= distance < 0
-    return _Object(label, region, is_crowd=True)
+    return _Object(label, region, int(region.sum()), is_crowd=True)
 
 
 def _distance(
@@ -302,7 +308,7 @@ def _paint_object(pixels: Array, distance: Array, rng: np.random.Generator) -> N
 
 
 def _hides_too_much(mask: Mask, other: _Object) -> bool:
-    return bool((mask & other.mask).sum() > MOST_HIDDEN * other.mask.sum())
+    return bool((other.mask & ~mask).sum() < (1 - MOST_HIDDEN) * other.area)
 
 
 def _colour(rng: np.random.Generator) -> Array:

@@ -13,7 +13,7 @@ from augfpn.errors import UserError
 
 
 class Backbone(nn.Module):
-    """C2…C5 of any backbone that timm builds with ``features_only=True``.
+    """C2…C5 of a ResNet, or of another backbone with five levels that timm builds with ``features_only=True``.
 
     Args:
         name: timm's name of the architecture, such as ``resnet50``.
@@ -38,8 +38,11 @@ class Backbone(nn.Module):
             body = freeze_batch_norm_2d(body)
         self.body = body
         self.channels: tuple[int, ...] = tuple(body.feature_info.channels())
+        names = [parameter_name for parameter_name, _ in body.named_parameters()]
+        if frozen_stages > 0 and not any(_stage(parameter_name) > 1 for parameter_name in names):
+            raise UserError(f"The stages of {name!r} are not known by name; freeze none of them (frozen_stages=0).")
         for parameter_name, parameter in body.named_parameters():
-            if 0 < _stage(parameter_name) <= frozen_stages:
+            if _stage(parameter_name) <= frozen_stages:
                 parameter.requires_grad_(False)
 
     def forward(self, pixels: Tensor) -> Sequence[Tensor]:

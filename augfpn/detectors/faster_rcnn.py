@@ -21,6 +21,7 @@ from augfpn.components.pyramid import FeaturePyramid
 from augfpn.components.soft_roi_selection import SoftRoISelection
 from augfpn.detectors.backbone import Backbone
 from augfpn.detectors.preprocessing import Preprocessing
+from augfpn.errors import UserError
 from augfpn.heads.box import BoxHead, box_losses, detections_from, sample_rois
 from augfpn.heads.region_proposals import RegionProposals
 from augfpn.heads.roi_pooling import SingleLevelPooling
@@ -30,11 +31,25 @@ from augfpn.ops.matching import Matcher, Sampler
 from augfpn.structures import Detections, Images, Pyramid, Targets
 
 
+def _check_target(position: int, target: dict[str, Tensor], num_classes: int) -> None:
+    boxes, labels = target["boxes"], target["labels"]
+    if not boxes.is_floating_point() or boxes.shape != (len(labels), 4) or not boxes.isfinite().all():
+        raise UserError(
+            f"targets[{position}]['boxes'] must be finite floats of shape ({len(labels)}, 4), a row for each label; "
+            f"found {boxes.dtype} of shape {tuple(boxes.shape)}."
+        )
+    if len(labels) > 0 and not 1 <= labels.min() <= labels.max() <= num_classes:
+        raise UserError(
+            f"targets[{position}]['labels'] must be in 1…{num_classes} (0 is background); "
+            f"found {labels.min()} to {labels.max()}."
+        )
+
+
 @dataclass(frozen=True, kw_only=True)
 class BoxRules:
     """How RoIs are trained and detections chosen. The values are the paper's settings (Section 4.2)."""
 
-    matcher: Matcher = Matcher(foreground_iou=0.5, background_iou=0.5)
+    matcher: Matcher = Matcher(foreground_iou=0.5, background_iou=0.5, lowest_best_iou=0.5)
     sampler: Sampler = Sampler(num=512, foreground_fraction=0.25)
     coder: BoxCoder = BoxCoder(stds=(0.1, 0.1, 0.2, 0.2))
     score_threshold: float = 0.05
@@ -92,13 +107,20 @@ class FasterRCNN(nn.Module):
             batch = Images.pad(resized)
             return self.detect(batch).per_image(batch.sizes, torch.tensor([image.shape[1:] for image in images]))
         if targets is None:
-            raise ValueError("A detector in training mode needs targets; call .eval() on it to get detections.")
+            raise UserError("A detector in training mode needs targets; call .eval() on it to get detections.")
+        for position, target in enumerate(targets):
+            _check_target(position, target, self.num_classes)
         batch = Images.pad(resized)
         before = torch.tensor([image.shape[1:] for image in images], device=batch.sizes.device)
         boxes = [
             rescale(target["boxes"], old, new) for target, old, new in zip(targets, before, batch.sizes, strict=True)
         ]
         return self.losses(batch, Targets.pad(boxes, [target["labels"] for target in targets]))
+
+    @property
+    def num_classes(self) -> int:
+        """K, without background."""
+        return self.box_head.classifier.out_features - 1
 
     def features(self, images: Images) -> Pyramid:
         """The pyramid of a batch."""

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
-from torchvision.transforms.v2 import functional as v2
 
+from augfpn.ops.resize import resize
 from augfpn.structures import Images
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -32,8 +32,7 @@ class Preprocessing(nn.Module):
 
     def resize(self, image: Tensor) -> Tensor:
         """``image (3, H, W)`` at the size that the detector works at."""
-        resized: Tensor = v2.resize(image, [self.short_side], max_size=self.long_side, antialias=True)
-        return resized
+        return resize(image, self.short_side, self.long_side)
 
     def normalise(self, images: Images) -> Tensor:
         """Normalised pixels ``(B, 3, H, W)``, 0 in the padding; channels last in memory."""

@@ -42,7 +42,9 @@ def save_checkpoint(folder: Path, step: int, seconds: float, model: nn.Module, o
 
 
 def load_last_checkpoint(folder: Path, device: torch.device) -> Checkpoint | None:
-    """The newest checkpoint, or None where there is none yet."""
+    """The newest checkpoint, or None where there is none yet. Removes what a killed process left half-written."""
+    for leftover in folder.glob(".step_*.tmp"):
+        leftover.unlink()
     found = _checkpoints(folder)
     return Checkpoint(**torch.load(found[-1], map_location=device, weights_only=True)) if found else None
 

@@ -20,7 +20,7 @@ import platform
 import shlex
 import subprocess
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -120,16 +120,24 @@ class Run:
             file.write(json.dumps(line) + "\n")
 
     def write_provenance(self, device: torch.device, derived: dict[str, Any]) -> None:
-        write_json(self.path / "provenance.json", provenance(device) | {"derived": derived}, indent=2)
+        """Where and with what the run is made; for a run that goes on, that of its beginning stays first."""
+        path = self.path / "provenance.json"
+        content = provenance(device) | {"derived": derived}
+        if path.is_file():
+            content = self.provenance | {"resumed": [*self.provenance.get("resumed", []), content]}
+        write_json(path, content, indent=2)
 
     def write_results(self, metrics: dict[str, Any], detections: list[dict[str, Any]]) -> None:
         write_json(self.path / "detections.json", detections)
         write_json(self.path / "metrics.json", metrics, indent=2)
 
-    def build_model(self) -> FasterRCNN:
-        """The run's model, with random weights."""
-        short_side, long_side = self.config.data.resized_sides
-        return build_faster_rcnn(self.config.model, len(self.categories), short_side=short_side, long_side=long_side)
+    def build_model(self, *, pretrained: bool) -> FasterRCNN:
+        """The run's model as it starts; without the backbone's pretrained weights where others will be loaded."""
+        config = self.config
+        short_side, long_side = config.data.resized_sides
+        backbone = config.model.backbone if pretrained else replace(config.model.backbone, weights=None)
+        model = replace(config.model, backbone=backbone)
+        return build_faster_rcnn(model, len(self.categories), short_side=short_side, long_side=long_side)
 
     def save_weights(self, model: FasterRCNN) -> None:
         with written_whole(self.weights) as temporary:
@@ -141,7 +149,7 @@ class Run:
             raise RunError(
                 f"{self.path} is not trained to its end; finish it with `augfpn train … --out {self.path} --resume`."
             )
-        model = self.build_model().to(device)
+        model = self.build_model(pretrained=False).to(device)
         safetensors.torch.load_model(model, str(self.weights), device=str(device))
         return model.eval()
 
@@ -169,8 +177,12 @@ def provenance(device: torch.device) -> dict[str, Any]:
 
 def _commit() -> str | None:
     """The commit of the checkout that the package runs from, marked where files differ from it; None elsewhere."""
-    git = ["git", "-C", str(Path(__file__).parent)]
+    root = Path(__file__).resolve().parents[2]
+    git = ["git", "-C", str(root)]
     try:
+        top = subprocess.run([*git, "rev-parse", "--show-toplevel"], capture_output=True, text=True, check=True).stdout
+        if Path(top.strip()).resolve() != root:
+            return None
         commit = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
         changed = subprocess.run([*git, "status", "--porcelain"], capture_output=True, text=True, check=True).stdout
     except (OSError, subprocess.CalledProcessError):

@@ -14,7 +14,7 @@ from tqdm import tqdm
 from augfpn.data.dataset import DetectionDataset
 from augfpn.data.loading import Batch, open_datasets, seed_of, training_batches
 from augfpn.detectors.faster_rcnn import FasterRCNN
-from augfpn.engine.checkpoint import load_last_checkpoint, save_checkpoint
+from augfpn.engine.checkpoint import Checkpoint, load_last_checkpoint, save_checkpoint
 from augfpn.engine.runs import Run, RunError
 from augfpn.engine.schedule import learning_rate
 from augfpn.experiments.config import RunConfig, TrainingConfig, differences
@@ -32,8 +32,9 @@ def train(config: RunConfig, out: Path, *, resume: bool = False, device: torch.d
     """
     device = device or default_device()
     # The validation data too, so that a fault in it is found now and not after days of training.
-    dataset, _ = open_datasets(config.data, config.seed)
-    _report_problems(dataset)
+    dataset, val = open_datasets(config.data, config.seed)
+    for problem in dict.fromkeys([*dataset.problems, *val.problems]):
+        print(f"warning: {problem}", file=sys.stderr)
     run = _open_or_create(out, config, dataset, resume)
     if run.is_trained:
         return run
@@ -48,11 +49,26 @@ def train(config: RunConfig, out: Path, *, resume: bool = False, device: torch.d
     run.write_provenance(device, derived)
     print(f"{config.experiment} at {config.scale}: " + ", ".join(f"{name} {value}" for name, value in derived.items()))
 
+    last = load_last_checkpoint(run.path / "checkpoints", device)
     torch.manual_seed(seed_of(config.seed))
-    model = run.build_model().to(device).train()
-    optimizer = build_optimizer(model, config.training)
-    checkpoints = run.path / "checkpoints"
-    last = load_last_checkpoint(checkpoints, device)
+    model = run.build_model(pretrained=last is None).to(device).train()
+    _make_steps(run, config, model, dataset, last, num_steps, device)
+    run.save_weights(model)
+    return run
+
+
+def _make_steps(
+    run: Run,
+    config: RunConfig,
+    model: FasterRCNN,
+    dataset: DetectionDataset,
+    last: Checkpoint | None,
+    num_steps: int,
+    device: torch.device,
+) -> None:
+    """Trains ``model`` from the run's last checkpoint, or from its start, to the end."""
+    training = config.training
+    optimizer = build_optimizer(model, training)
     first_step, seconds_before = (last.step, last.seconds) if last else (0, 0.0)
     if last:
         last.restore(model, optimizer)
@@ -62,38 +78,30 @@ def train(config: RunConfig, out: Path, *, resume: bool = False, device: torch.d
         dataset,
         config.data,
         seed=config.seed,
-        batch_size=config.training.batch_size,
+        batch_size=training.batch_size,
         first_step=first_step,
         num_steps=num_steps,
-        num_workers=config.training.num_workers,
+        num_workers=training.num_workers,
     )
     started = time.perf_counter()
     meter = _Meter()
     with _progress(first_step, num_steps) as progress:
         for step, batch in enumerate(batches, start=first_step):
-            rate = learning_rate(config.training, step, num_steps)
+            rate = learning_rate(training, step, num_steps)
+            # Random numbers are a function of seed and step, so that there is no state of them to resume from.
             torch.manual_seed(seed_of(config.seed, step))
-            meter.add(training_step(model, optimizer, batch.to(device), rate, config.training.clip_norm))
+            meter.add(training_step(model, optimizer, batch.to(device), rate, training.clip_norm))
             done = step + 1
             seconds = seconds_before + time.perf_counter() - started
-            if done % config.training.log_every == 0 or done == num_steps:
+            if done % training.log_every == 0 or done == num_steps:
                 means = meter.means()
-                run.record(
-                    {
-                        "step": done,
-                        "epoch": done * config.training.batch_size / len(dataset),
-                        "seconds": seconds,
-                        "learning_rate": rate,
-                        **means,
-                    }
-                )
-                shown = {name.removeprefix("loss_"): f"{mean:.2f}" for name, mean in means.items() if "loss" in name}
-                progress.set_postfix({**shown, "lr": f"{rate:.1e}"})
-            if done % config.training.checkpoint_every == 0 and done < num_steps:
-                save_checkpoint(checkpoints, done, seconds, model, optimizer)
+                epoch = done * training.batch_size / len(dataset)
+                run.record({"step": done, "epoch": epoch, "seconds": seconds, "learning_rate": rate, **means})
+                losses = {name.removeprefix("loss_"): f"{mean:.2f}" for name, mean in means.items() if "loss" in name}
+                progress.set_postfix({**losses, "lr": f"{rate:.1e}"})
+            if done % training.checkpoint_every == 0 and done < num_steps:
+                save_checkpoint(run.path / "checkpoints", done, seconds, model, optimizer)
             progress.update()
-    run.save_weights(model)
-    return run
 
 
 def training_step(
@@ -146,8 +154,8 @@ class _Meter:
         not_finite = [name for name, mean in means.items() if not -float("inf") < mean < float("inf")]
         if not_finite:
             raise FloatingPointError(
-                f"Training left the finite numbers: {', '.join(not_finite)}. The last checkpoint is from before; try a "
-                "smaller learning rate or a longer warm-up."
+                f"Training left the finite numbers: {', '.join(not_finite)}. Start it again with a smaller "
+                "--learning-rate."
             )
         return means
 
@@ -164,14 +172,6 @@ def _open_or_create(out: Path, config: RunConfig, dataset: DetectionDataset, res
     if run.categories != dataset.categories:
         raise RunError(f"{out} was trained on other classes than the data has now.")
     return run
-
-
-def _report_problems(dataset: DetectionDataset) -> None:
-    problems = getattr(dataset, "problems", [])
-    for problem in problems[:10]:
-        print(f"warning: {problem}", file=sys.stderr)
-    if len(problems) > 10:
-        print(f"warning: … and {len(problems) - 10} more boxes.", file=sys.stderr)
 
 
 def _progress(first_step: int, num_steps: int) -> tqdm:  # type: ignore[type-arg]

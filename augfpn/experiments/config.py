@@ -15,6 +15,23 @@ import dacite
 from augfpn.errors import UserError
 
 
+def _require(condition: bool, message: str) -> None:
+    if not condition:
+        raise UserError(message)
+
+
+def _require_positive(config: Any, *names: str) -> None:
+    for name in names:
+        value = getattr(config, name)
+        _require(value is None or value > 0, f"{name} must be positive, not {value}.")
+
+
+def _require_fraction(config: Any, *names: str) -> None:
+    for name in names:
+        value = getattr(config, name)
+        _require(0 <= value <= 1, f"{name} must be between 0 and 1, not {value}.")
+
+
 @dataclass(frozen=True, kw_only=True)
 class BackboneConfig:
     """A timm backbone. ``weights``: a timm tag such as ``tv_in1k``, or None for a random start."""
@@ -68,6 +85,9 @@ class ProposalConfig:
     num_before_nms: int = 2000
     num: int = 2000
 
+    def __post_init__(self) -> None:
+        _require_positive(self, "anchor_scale", "num_sampled", "num_before_nms", "num")
+
 
 @dataclass(frozen=True, kw_only=True)
 class BoxConfig:
@@ -78,6 +98,10 @@ class BoxConfig:
     score_threshold: float = 0.05
     nms_iou: float = 0.5
     num_detections: int = 100
+
+    def __post_init__(self) -> None:
+        _require_positive(self, "width", "num_sampled", "num_detections")
+        _require_fraction(self, "score_threshold", "nms_iou")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,6 +120,9 @@ class FasterRCNNConfig:
     proposals: ProposalConfig = ProposalConfig()
     box: BoxConfig = BoxConfig()
 
+    def __post_init__(self) -> None:
+        _require_positive(self, "channels", "finest_side")
+
 
 @dataclass(frozen=True, kw_only=True)
 class SyntheticConfig:
@@ -104,6 +131,9 @@ class SyntheticConfig:
     size: int
     num_train: int
     num_val: int
+
+    def __post_init__(self) -> None:
+        _require_positive(self, "size", "num_train", "num_val")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,6 +151,10 @@ class DataConfig:
     flip_probability: float = 0.5
     overfit: int | None = None
     strict: bool = False
+
+    def __post_init__(self) -> None:
+        _require_positive(self, "short_side", "long_side", "overfit")
+        _require_fraction(self, "flip_probability")
 
     @property
     def resized_sides(self) -> tuple[int, int]:
@@ -161,7 +195,11 @@ class TrainingConfig:
             (self.epochs is None) != (self.steps is None),
             f"give either epochs or steps, not {self.epochs} and {self.steps}",
         )
-        _require(self.batch_size >= 1, f"the batch size must be at least 1, not {self.batch_size}")
+        positive = ("learning_rate", "reference_batch_size", "batch_size", "epochs", "steps", "clip_norm")
+        _require_positive(self, *positive, "log_every", "checkpoint_every")
+        _require_fraction(self, "momentum", "weight_decay", "warmup_start")
+        _require(self.warmup_steps >= 0, f"warmup_steps must not be negative, but is {self.warmup_steps}.")
+        _require(self.num_workers >= 0, f"num_workers must not be negative, but is {self.num_workers}.")
 
     @property
     def scaled_learning_rate(self) -> float:
@@ -186,13 +224,19 @@ class RunConfig:
     data: DataConfig = field(default_factory=DataConfig)
     training: TrainingConfig = field(default_factory=TrainingConfig)
 
+    def __post_init__(self) -> None:
+        _require(self.seed >= 0, f"the seed must not be negative, but is {self.seed}.")
+
     def to_json(self) -> str:
         return json.dumps(asdict(self), indent=2)
 
     @staticmethod
     def from_json(text: str) -> RunConfig:
-        """Reads what `to_json` wrote; unknown or missing fields are errors."""
-        return dacite.from_dict(RunConfig, _tuples(json.loads(text)), dacite.Config(strict=True))
+        """Reads what `to_json` wrote; unknown or wrong fields are a UserError."""
+        try:
+            return dacite.from_dict(RunConfig, _tuples(json.loads(text)), dacite.Config(strict=True))
+        except (json.JSONDecodeError, dacite.DaciteError) as error:
+            raise UserError(f"This is not the description of a run: {error}") from error
 
 
 def differences(before: Any, after: Any, prefix: str = "") -> list[str]:
@@ -216,8 +260,3 @@ def _tuples(value: Any) -> Any:
     if isinstance(value, dict):
         return {name: _tuples(item) for name, item in value.items()}
     return tuple(map(_tuples, value)) if isinstance(value, list) else value
-
-
-def _require(condition: bool, message: str) -> None:
-    if not condition:
-        raise UserError(message)

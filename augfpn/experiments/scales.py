@@ -141,6 +141,7 @@ def plan(
     strict: bool = False,
     steps: int | None = None,
     batch_size: int | None = None,
+    learning_rate: float | None = None,
 ) -> RunConfig:
     """The whole description of a run of an experiment at a scale.
 
@@ -153,13 +154,15 @@ def plan(
         strict: refuse a data set with faulty boxes rather than drop them.
         steps: train for so many steps in the place of the scale's.
         batch_size: images a step in the place of the scale's; the learning rate follows.
+        learning_rate: the rate itself, for the batch size that is used.
     """
     if scale not in SCALES:
         raise UserError(unknown("scale", scale, SCALES))
     chosen = SCALES[scale]
     data_config = replace(chosen.data, overfit=overfit, strict=strict)
     if data is not None:
-        data_config = replace(data_config, root=data, synthetic=None)
+        # Absolute, so that the run can be evaluated from anywhere.
+        data_config = replace(data_config, root=str(Path(data).resolve()), synthetic=None)
     elif chosen.data.synthetic is None:
         raise UserError(
             f"The scale {scale!r} trains on real images: say where they are with --data DIR (COCO's layout)."
@@ -171,6 +174,8 @@ def plan(
         training = replace(training, steps=steps, epochs=None)
     if batch_size is not None:
         training = replace(training, batch_size=batch_size)
+    if learning_rate is not None:
+        training = replace(training, learning_rate=learning_rate, reference_batch_size=training.batch_size)
     return RunConfig(
         experiment=experiment,
         scale=scale,

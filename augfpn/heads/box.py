@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from augfpn.initialisation import gaussian, xavier
 from augfpn.ops.boxes import BoxCoder, clip, take_boxes
-from augfpn.ops.matching import FOREGROUND, IGNORED, Matcher, Sampler
+from augfpn.ops.matching import FOREGROUND, Matcher, Sampler
 from augfpn.ops.nms import batched_nms
 from augfpn.structures import Detections, Proposals, RoISamples, Targets
 
@@ -57,8 +57,7 @@ def sample_rois(proposals: Proposals, targets: Targets, matcher: Matcher, sample
     """Draws the RoIs to train on from the proposals and the ground truth itself, and finds their targets."""
     boxes = torch.cat([proposals.boxes, targets.boxes], dim=1)
     valid = torch.cat([proposals.valid, targets.valid], dim=1)
-    kinds, objects = matcher(boxes, targets)
-    kinds = torch.where(valid, kinds, IGNORED)
+    kinds, objects = matcher(boxes, targets, valid)
     indices, sampled = sampler(kinds)
     boxes, kinds, objects = take_boxes(boxes, indices), kinds.gather(1, indices), objects.gather(1, indices)
     labels = torch.where((kinds == FOREGROUND) & sampled, targets.labels.gather(1, objects), 0)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from augfpn.initialisation import gaussian
 from augfpn.ops.anchors import AnchorGenerator
 from augfpn.ops.boxes import BoxCoder, clip, take_boxes
-from augfpn.ops.matching import FOREGROUND, IGNORED, Matcher, Sampler
+from augfpn.ops.matching import FOREGROUND, Matcher, Sampler
 from augfpn.ops.nms import batched_nms
 from augfpn.structures import Proposals, Pyramid, Targets
 
@@ -86,9 +86,8 @@ class RegionProposals(nn.Module):
     def losses(self, predictions: ProposalPredictions, targets: Targets, sizes: Tensor) -> dict[str, Tensor]:
         """Objectness and box losses of a random sample of anchors, averaged over the sampled anchors of the batch."""
         anchors = predictions.anchors
-        kinds, objects = self.rules.matcher(anchors, targets)
-        if self.rules.train_inside_only:
-            kinds = torch.where(_inside(anchors, sizes), kinds, IGNORED)
+        usable = _inside(anchors, sizes) if self.rules.train_inside_only else None
+        kinds, objects = self.rules.matcher(anchors, targets, usable)
         indices, sampled = self.rules.sampler(kinds)
         num_sampled = sampled.sum().clamp(min=1)
         foreground = (kinds.gather(1, indices) == FOREGROUND) & sampled

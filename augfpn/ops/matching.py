@@ -34,11 +34,16 @@ class Matcher:
     background_iou: float
     lowest_best_iou: float | None = None
 
-    def __call__(self, boxes: Tensor, targets: Targets) -> Matches:
-        """Matches ``boxes (B, N, 4)`` or ``(N, 4)``, the same for all images, to the objects of each image."""
+    def __call__(self, boxes: Tensor, targets: Targets, usable: Tensor | None = None) -> Matches:
+        """Matches ``boxes (B, N, 4)`` or ``(N, 4)``, the same for all images, to the objects of each image.
+
+        Boxes that are not ``usable (B, N)`` are ignored, and none of them is the best of an object.
+        """
         num_images, num_objects = targets.labels.shape
         iou = pairwise_iou(targets.boxes, boxes.expand(num_images, *boxes.shape[-2:]))
         iou = torch.where(targets.valid[:, :, None], iou, -1.0)
+        if usable is not None:
+            iou = torch.where(usable[:, None, :], iou, -1.0)
         best_iou, indices = iou.max(dim=1)
         kinds = torch.full_like(indices, IGNORED)
         kinds = torch.where(best_iou < self.background_iou, BACKGROUND, kinds)
@@ -50,6 +55,8 @@ class Matcher:
             last = num_objects - 1 - is_best.flip(1).to(torch.uint8).argmax(dim=1)
             indices = torch.where(is_best.any(dim=1), last, indices)
             kinds = torch.where(is_best.any(dim=1), FOREGROUND, kinds)
+        if usable is not None:
+            kinds = torch.where(usable, kinds, IGNORED)
         return Matches(kinds, indices)
 
 

@@ -115,9 +115,16 @@ def _samples_of_boxes(
     boxes: Tensor, strides: Tensor | int, height: Tensor | int, width: Tensor | int, output_size: int
 ) -> tuple[_Samples, _Samples]:
     """The samples along the height and along the width; a number stands for the same number for every RoI."""
-    strides, height, width = (torch.as_tensor(value).expand(boxes.shape[:2]) for value in (strides, height, width))
+    strides, height, width = (_of_rois(value, boxes) for value in (strides, height, width))
     x1, y1, x2, y2 = (boxes.detach() / strides[..., None]).unbind(-1)
     return _Samples(y1, y2, height, output_size), _Samples(x1, x2, width, output_size)
+
+
+def _of_rois(value: Tensor | int, rois: Tensor) -> Tensor:
+    """A number for each of ``rois (B, R, …)``: ``(B, R)``."""
+    if isinstance(value, Tensor):
+        return value
+    return torch.full((1, 1), value, dtype=torch.int64, device=rois.device).expand(rois.shape[:2])
 
 
 def _by_matrices(feature: Tensor, rows: _Samples, columns: _Samples) -> Tensor:
@@ -146,7 +153,7 @@ def _by_bags(
     channels = features[0].shape[1]
     table = torch.cat([feature.permute(0, 2, 3, 1).reshape(-1, channels) for feature in features])
     num_images, num_rois, output_size, _ = rows.cells.shape
-    width = torch.as_tensor(width).expand(start.shape)[..., None, None]
+    width = _of_rois(width, start[..., None])[..., None, None]
     first_cell = start + torch.arange(num_images, device=start.device)[:, None] * num_cells
     first_of_row = first_cell[..., None, None] + rows.cells * width
     indices = first_of_row[:, :, :, None, :, None] + columns.cells[:, :, None, :, None, :]

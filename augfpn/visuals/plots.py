@@ -36,8 +36,9 @@ class Figure(MatplotlibFigure):
 
 
 def name_of(run: Run) -> str:
-    """How a run is called in a legend: its row of the paper's table."""
-    return find_experiment(run.config.experiment).title
+    """How a run is called in a legend: its row of the paper's table, and its seed if that is not 0."""
+    title = find_experiment(run.config.experiment).title
+    return f"{title}, seed {run.config.seed}" if run.config.seed else title
 
 
 def training_curves(runs: Sequence[Run]) -> Figure:

@@ -17,9 +17,11 @@ from augfpn.analysis.comparison import comparison
 from augfpn.analysis.level_ratios import level_ratios
 from augfpn.data.loading import evaluation_batches, open_dataset
 from augfpn.engine.runs import Run
+from augfpn.errors import UserError
 from augfpn.experiments.paper import find_experiment
 from augfpn.files import write_text
 from augfpn.visuals import plots
+from augfpn.visuals.plots import name_of
 from augfpn.visuals.samples import sample_detections, sample_fusion, sample_images
 
 # Images that are shown with detections.
@@ -35,15 +37,19 @@ class _Picture:
 
 
 def write_report(runs: list[Run], out: Path, device: torch.device) -> Path:
-    """Writes the page about evaluated runs of one scale to ``out``."""
+    """Writes the page about evaluated runs of one scale and one data set to ``out``."""
+    if len({(run.config.scale, run.config.data) for run in runs}) > 1:
+        raise UserError("A report shows runs of one scale and one data set; write one for each.")
+    if len({name_of(run) for run in runs}) < len(runs):
+        raise UserError("Two of these runs are the same experiment with the same seed; name one of them.")
     table = comparison(runs, find_experiment(runs[0].config.experiment).table)
     samples = sample_images(runs[0], SHOWN)
     columns: dict[str, Sequence[dict[str, Tensor]]] = {"ground truth": samples.ground_truth}
-    columns |= {plots.name_of(run): sample_detections(run, samples, device) for run in runs}
+    columns |= {name_of(run): sample_detections(run, samples, device) for run in runs}
     names = [category.name for category in runs[0].categories]
     figures = {
         "curves": (plots.training_curves(runs), "Loss and learning rate of each run over the steps"),
-        "losses": (plots.losses_by_component(runs[-1]), f"Losses of {plots.name_of(runs[-1])} by component"),
+        "losses": (plots.losses_by_component(runs[-1]), f"Losses of {name_of(runs[-1])} by component"),
         "detections": (
             plots.side_by_side(samples.images, columns, names),
             "Ground truth and the detections of each model on the same images",
@@ -76,7 +82,8 @@ def _table_html(table: pd.DataFrame) -> str:
     head = "".join(f"<th>{name}</th>" for name in ["", *figures])
     rows = []
     for _, row in table[table["AP"].notna()].iterrows():
-        cells = [f"<th>{html.escape(row['method'])}</th>"]
+        seed = f" <small>seed {row['seed']:.0f}</small>" if row["seed"] else ""
+        cells = [f"<th>{html.escape(row['method'])}{seed}</th>"]
         for name in figures:
             ours = "–" if pd.isna(row[name]) else f"{row[name]:.1f}"
             cells.append(f"<td>{ours}<br><small>paper {row[f'paper {name}']:.1f}</small></td>")

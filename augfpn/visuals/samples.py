@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -35,9 +36,10 @@ class FusedRoIs:
 
 
 def sample_images(run: Run, num: int) -> ImageSamples:
-    """The first ``num`` validation images that have objects."""
+    """The first ``num`` validation images that have objects; any images if none has."""
     dataset = open_dataset(run.config.data, "val", run.config.seed)
-    chosen = [index for index in range(len(dataset)) if len(dataset[index].labels) > 0][:num]
+    with_objects = (index for index in range(len(dataset)) if len(dataset[index].labels) > 0)
+    chosen = list(itertools.islice(with_objects, num)) or list(range(min(num, len(dataset))))
     batch = next(evaluation_batches(SelectedImages(dataset, chosen), run.config.data, batch_size=num))
     images = [
         pixels[:, :h, :w] for pixels, (h, w) in zip(batch.images.pixels, batch.images.sizes.tolist(), strict=True)

@@ -2,6 +2,7 @@ import itertools
 
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from augfpn import build_detector
 from augfpn.data.loading import Batch
@@ -85,13 +86,50 @@ def test_inference_traces_as_one_graph_and_is_the_same(small_model, experiment):
     assert torch.equal(compiled.valid, detections.valid)
 
 
-def test_supervision_costs_nothing_at_inference(small_model):
-    with_it, without = small_model("table2/cs").eval(), small_model("table2/baseline").eval()
-    without.load_state_dict(with_it.state_dict(), strict=False)
-    with_it.consistent_supervision = None
-    assert with_it.state_dict().keys() == without.state_dict().keys()
+def test_supervision_is_not_run_at_inference_and_can_be_taken_away(small_model):
+    model = small_model("table2/cs").eval()
+    model.consistent_supervision.forward = lambda *_: pytest.fail("Consistent Supervision ran at inference")
     images, _ = batch()
-    torch.testing.assert_close(with_it.detect(images).boxes, without.detect(images).boxes)
+    with_it = model.detect(images)
+    without = small_model("table2/baseline").eval()
+    missing, unexpected = without.load_state_dict(model.state_dict(), strict=False)
+    assert missing == []
+    assert {name.split(".")[0] for name in unexpected} == {"consistent_supervision"}
+    torch.testing.assert_close(with_it.boxes, without.detect(images).boxes)
+
+
+@pytest.mark.parametrize("experiment", ["table2/baseline", "table2/cs+rfa+srs"])
+@pytest.mark.parametrize("size", [64, 512])
+def test_everything_stays_on_the_device_of_the_model(small_model, experiment, size):
+    """On tensors that are said to be on a GPU and hold nothing: a tensor left on the host would be an error."""
+    with FakeTensorMode():
+        with torch.device("cuda"):
+            model = small_model(experiment)
+        images = Images(torch.zeros(2, 3, size, size, device="cuda"), torch.full((2, 2), size, device="cuda"))
+        targets = Targets(torch.zeros(2, 8, 4, device="cuda"), torch.ones(2, 8, dtype=torch.int64, device="cuda"))
+        assert all(loss.device.type == "cuda" for loss in model.losses(images, targets).values())
+        assert model.eval().detect(images).boxes.device.type == "cuda"
+
+
+@pytest.mark.parametrize(
+    ("boxes", "labels", "expected"),
+    [
+        (torch.tensor([[5, 5, 50, 50]]), torch.tensor([1]), r"targets\[0\]\['boxes'\] must be finite floats"),
+        (torch.tensor([[5.0, 5.0, float("nan"), 50.0]]), torch.tensor([1]), "must be finite floats"),
+        (torch.tensor([[5.0, 5.0, 50.0, 50.0]]), torch.tensor([1, 2]), r"of shape \(2, 4\)"),
+        (torch.tensor([[5.0, 5.0, 50.0, 50.0]]), torch.tensor([0]), r"must be in 1…6 \(0 is background\)"),
+        (torch.tensor([[5.0, 5.0, 50.0, 50.0]]), torch.tensor([7]), "found 7 to 7"),
+    ],
+)
+def test_targets_that_make_no_sense_are_refused_at_the_door(small_model, boxes, labels, expected):
+    with pytest.raises(ValueError, match=expected):
+        small_model("table2/baseline")([torch.rand(3, 64, 64)], [{"boxes": boxes, "labels": labels}])
+
+
+@pytest.mark.parametrize("shape", [(33, 500), (2, 300), (700, 4), (1, 1)])
+def test_images_of_any_shape_are_detected_in(small_model, shape):
+    [found] = small_model("table2/cs+rfa+srs").eval()([torch.rand(3, *shape)])
+    assert found["boxes"].shape[1] == 4
 
 
 def test_the_public_surface_is_torchvisions(small_model):

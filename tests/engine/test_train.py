@@ -47,6 +47,7 @@ def test_a_run_killed_in_the_middle_and_resumed_ends_with_the_same_weights_to_th
     assert [line["step"] for line in Run(killed).history()] == list(range(1, 31))
     losses = [[line["loss"] for line in Run(path).history()] for path in (undisturbed, killed)]
     assert losses[0] == losses[1]
+    assert len(Run(killed).provenance["resumed"]) == 1
 
 
 @pytest.fixture(scope="module")

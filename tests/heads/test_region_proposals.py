@@ -43,6 +43,16 @@ def test_anchors_that_leave_the_image_can_be_trained_too():
     assert losses["loss_objectness"].item() == pytest.approx((math.log(2) + math.log(4) + math.log(2)) / 3)
 
 
+def test_an_object_whose_best_anchor_leaves_the_image_is_learnt_from_the_next_best():
+    at_the_border = Targets(torch.tensor([[[0.0, 60.0, 20.0, 80.0]] + [[0.0] * 4] * 7]), OBJECT.labels)
+    anchors = torch.tensor([[-2.0, 60.0, 18.0, 80.0], [0.0, 60.0, 20.0, 92.0], [60.0, 60.0, 80.0, 80.0]])
+    made = ProposalPredictions(torch.tensor([[0.0, 0.0, 0.0]]), torch.zeros(1, 3, 4), anchors, (3,))
+    # The second overlaps by 400 / 640: below 0.7, so it is foreground only as the best one inside.
+    losses = rpn().losses(made, at_the_border, SIZES)
+    growth, shift = math.log(20 / 32), 6 / 32
+    assert losses["loss_rpn_box_reg"].item() == pytest.approx((-growth - 1 / 18 + shift - 1 / 18) / 2)
+
+
 def test_losses_are_finite_without_objects():
     nothing = Targets.pad([torch.zeros(0, 4)], [torch.zeros(0, dtype=torch.int64)])
     losses = rpn().losses(predictions([0.0, 0.0, 0.0]), nothing, SIZES)

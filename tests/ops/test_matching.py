@@ -37,6 +37,15 @@ def test_the_best_anchor_is_background_if_even_it_hardly_overlaps():
     assert kinds.tolist() == [[BACKGROUND]]
 
 
+def test_a_box_that_may_not_be_used_is_ignored_and_takes_no_object_from_the_others():
+    usable = torch.tensor([[False, True, True, False, True]])
+    matcher = Matcher(foreground_iou=0.7, background_iou=0.3, lowest_best_iou=0.3)
+    kinds, objects = matcher(ANCHORS, OBJECTS, usable)
+    # With the first anchor out, the second is the best of the first object.
+    assert kinds.tolist() == [[IGNORED, FOREGROUND, BACKGROUND, IGNORED, BACKGROUND]]
+    assert objects[0, 1] == 0
+
+
 def test_an_image_without_objects_has_background_only():
     empty = Targets.pad([torch.zeros(0, 4)], [torch.zeros(0, dtype=torch.int64)])
     kinds, _ = Matcher(foreground_iou=0.7, background_iou=0.3, lowest_best_iou=0.3)(ANCHORS, empty)
