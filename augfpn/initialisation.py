@@ -1,4 +1,8 @@
-"""How the release starts its weights."""
+"""How weights start, as in the release.
+
+Departure: the release never initialises the auxiliary head of Consistent Supervision, so that it starts with PyTorch's
+defaults; here it starts like the box head that it mirrors.
+"""
 
 from __future__ import annotations
 

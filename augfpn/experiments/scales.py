@@ -3,7 +3,7 @@
 - ``smoke``: a few steps on the CPU, to see that everything works. Its figures mean nothing.
 - ``micro``: minutes on two CPU cores, from scratch, on synthetic data. Its AP means something, but not the paper's.
 - ``mini``: the paper's own architecture from scratch on one GPU; a row in minutes.
-- ``paper``: the paper's settings on COCO 2017.
+- ``paper``: the paper's settings on COCO 2017 (README, Departures, lists what differs all the same).
 
 What a scale replaces is all in this file.
 """
