@@ -33,7 +33,7 @@ def train(
     experiment: ExperimentId,
     scale: ScaleName = "micro",
     out: Annotated[Optional[Path], typer.Option(help="The run directory.")] = None,  # noqa: UP045
-    seed: Annotated[int, typer.Option(help="Of weights, order, augmentation and synthetic images.")] = 0,
+    seed: Annotated[int, typer.Option(help="Of weights, order, sampling and augmentation.")] = 0,
     data: Annotated[
         str | None, typer.Option(help="A folder in COCO's layout in the place of synthetic images.")
     ] = None,
@@ -144,9 +144,9 @@ def synthetic(
     from augfpn.data.synthetic import SyntheticDataset
     from augfpn.experiments.config import DataConfig, SyntheticConfig
 
-    config = DataConfig(synthetic=SyntheticConfig(size=size, num_train=train, num_val=val))
+    config = DataConfig(synthetic=SyntheticConfig(size=size, num_train=train, num_val=val, seed=seed))
     for split in ("train", "val"):
-        dataset = open_dataset(config, split, seed)
+        dataset = open_dataset(config, split)
         assert isinstance(dataset, SyntheticDataset)
         print(dataset.write(out, split))
 

@@ -44,31 +44,31 @@ class Batch:
         return replace(self, images=self.images.to(device), targets=self.targets.to(device))
 
 
-def open_dataset(config: DataConfig, split: str, seed: int) -> DetectionDataset:
+def open_dataset(config: DataConfig, split: str) -> DetectionDataset:
     """The data set of a run: ``split`` is train or val. With ``overfit`` both are the same few training images."""
     if config.overfit is not None:
-        return SelectedImages(_open(config, "train", seed), range(config.overfit))
-    return _open(config, split, seed)
+        return SelectedImages(_open(config, "train"), range(config.overfit))
+    return _open(config, split)
 
 
-def open_datasets(config: DataConfig, seed: int) -> tuple[DetectionDataset, DetectionDataset]:
+def open_datasets(config: DataConfig) -> tuple[DetectionDataset, DetectionDataset]:
     """The training and the validation data of a run, both checked, with the same classes."""
-    train, val = open_dataset(config, "train", seed), open_dataset(config, "val", seed)
+    train, val = open_dataset(config, "train"), open_dataset(config, "val")
     if train.categories != val.categories:
         only = sorted({category.name for category in set(train.categories) ^ set(val.categories)})
         raise DataError(f"{config.root}: train and val have different categories; these differ: {only}.")
     return train, val
 
 
-def _open(config: DataConfig, split: str, seed: int) -> DetectionDataset:
+def _open(config: DataConfig, split: str) -> DetectionDataset:
     if config.root is not None:
         return CocoDataset.open(Path(config.root), split, config.strict)
     synthetic = config.synthetic
     if synthetic is None:
         raise UserError("This run names no data: neither a folder nor the synthetic set.")
     if split == "train":
-        return SyntheticDataset(synthetic.size, synthetic.num_train, seed)
-    return SyntheticDataset(synthetic.size, synthetic.num_val, seed, FIRST_SYNTHETIC_VAL)
+        return SyntheticDataset(synthetic.size, synthetic.num_train, synthetic.seed)
+    return SyntheticDataset(synthetic.size, synthetic.num_val, synthetic.seed, FIRST_SYNTHETIC_VAL)
 
 
 def training_batches(

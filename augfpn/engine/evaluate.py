@@ -28,7 +28,7 @@ def evaluate(run: Run, device: torch.device) -> dict[str, Any]:
     """Evaluates a trained run on the validation images of its data; writes ``metrics.json`` and ``detections.json``."""
     config = run.config
     model = run.load_model(device)
-    dataset = open_dataset(config.data, "val", config.seed)
+    dataset = open_dataset(config.data, "val")
     started = time.perf_counter()
     results = []
     for batch in evaluation_batches(dataset, config.data, batch_size=8, num_workers=config.training.num_workers):

@@ -32,7 +32,7 @@ def train(config: RunConfig, out: Path, *, resume: bool = False, device: torch.d
     """
     device = device or default_device()
     # The validation data too, so that a fault in it is found now and not after days of training.
-    dataset, val = open_datasets(config.data, config.seed)
+    dataset, val = open_datasets(config.data)
     for problem in dict.fromkeys([*dataset.problems, *val.problems]):
         print(f"warning: {problem}", file=sys.stderr)
     run = _open_or_create(out, config, dataset, resume)

@@ -126,11 +126,15 @@ class FasterRCNNConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class SyntheticConfig:
-    """The synthetic data set: square images of ``size`` pixels, so many for training and for validation."""
+    """The synthetic data set: square images of ``size`` pixels, so many for training and for validation.
+
+    ``seed`` is of the images; runs with different seeds of their own see the same images.
+    """
 
     size: int
     num_train: int
     num_val: int
+    seed: int = 0
 
     def __post_init__(self) -> None:
         _require_positive(self, "size", "num_train", "num_val")

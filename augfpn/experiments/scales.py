@@ -148,7 +148,7 @@ def plan(
     Args:
         experiment: an id such as ``table2/cs+rfa+srs``.
         scale: smoke, micro, mini or paper.
-        seed: of the weights, the order of the images, their augmentation, and the synthetic images.
+        seed: of the weights, the order of the images, their augmentation, and the sampling of RoIs.
         data: a folder in COCO's layout in the place of the synthetic data; the ``paper`` scale needs one.
         overfit: train and evaluate on the first so many training images.
         strict: refuse a data set with faulty boxes rather than drop them.

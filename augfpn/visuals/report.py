@@ -57,7 +57,7 @@ def write_report(runs: list[Run], out: Path, device: torch.device) -> Path:
     }
     fused = next((run for run in runs if run.config.model.soft_roi_selection is not None), None)
     if fused is not None:
-        dataset = open_dataset(fused.config.data, "val", fused.config.seed)
+        dataset = open_dataset(fused.config.data, "val")
         batches = evaluation_batches(dataset, fused.config.data, batch_size=8)
         ratios = level_ratios(fused.load_model(device), batches, device)
         figures["ratios"] = (plots.level_ratio_bars(ratios), "Share of each level in the RoIs of each level")

@@ -37,7 +37,7 @@ class FusedRoIs:
 
 def sample_images(run: Run, num: int) -> ImageSamples:
     """The first ``num`` validation images that have objects; any images if none has."""
-    dataset = open_dataset(run.config.data, "val", run.config.seed)
+    dataset = open_dataset(run.config.data, "val")
     with_objects = (index for index in range(len(dataset)) if len(dataset[index].labels) > 0)
     chosen = list(itertools.islice(with_objects, num)) or list(range(min(num, len(dataset))))
     batch = next(evaluation_batches(SelectedImages(dataset, chosen), run.config.data, batch_size=num))

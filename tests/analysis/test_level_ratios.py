@@ -27,9 +27,9 @@ def test_ratios_of_a_case_worked_by_hand():
 @pytest.mark.parametrize("batch_size", [1, 3])
 def test_ratios_over_a_data_set_do_not_depend_on_the_batches(small_model, batch_size):
     config = plan("table2/srs", "smoke").data
-    batches = evaluation_batches(open_dataset(config, "val", 0), config, batch_size=batch_size)
+    batches = evaluation_batches(open_dataset(config, "val"), config, batch_size=batch_size)
     ratios = level_ratios(small_model("table2/srs"), batches, torch.device("cpu"))
-    whole = next(evaluation_batches(open_dataset(config, "val", 0), config, batch_size=4))
+    whole = next(evaluation_batches(open_dataset(config, "val"), config, batch_size=4))
     expected = level_ratios(small_model("table2/srs"), [whole], torch.device("cpu"))
     torch.testing.assert_close(ratios.means, expected.means, atol=1e-4, rtol=1e-3)
     assert ratios.counts.sum() > 0
@@ -37,7 +37,7 @@ def test_ratios_over_a_data_set_do_not_depend_on_the_batches(small_model, batch_
 
 def test_without_soft_roi_selection_every_roi_takes_all_from_its_own_level(small_model):
     config = plan("table2/baseline", "smoke").data
-    batches = evaluation_batches(open_dataset(config, "val", 0), config, batch_size=4)
+    batches = evaluation_batches(open_dataset(config, "val"), config, batch_size=4)
     ratios = level_ratios(small_model("table2/baseline"), batches, torch.device("cpu"))
     present = ratios.counts > 0
     assert torch.equal(ratios.means[present], torch.eye(4, dtype=torch.float64)[present])

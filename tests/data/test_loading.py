@@ -11,7 +11,7 @@ CONFIG = DataConfig(synthetic=SyntheticConfig(size=64, num_train=10, num_val=4))
 
 
 def batches(first_step=0, num_steps=6, **changes):
-    dataset = open_dataset(CONFIG, "train", seed=0)
+    dataset = open_dataset(CONFIG, "train")
     settings = {"seed": 0, "batch_size": 4, "num_workers": 0, **changes}
     return list(training_batches(dataset, CONFIG, first_step=first_step, num_steps=num_steps, **settings))
 
@@ -55,30 +55,30 @@ def test_an_image_is_flipped_in_some_epochs_with_its_boxes():
 
 
 def test_evaluation_sees_every_image_once_unflipped():
-    dataset = open_dataset(CONFIG, "val", seed=0)
+    dataset = open_dataset(CONFIG, "val")
     seen = list(evaluation_batches(dataset, CONFIG, batch_size=3))
     assert [batch.image_ids for batch in seen] == [(1, 2, 3), (4,)]
     assert torch.equal(seen[0].images.pixels[1], dataset[1].image)
 
 
 def test_training_and_validation_images_are_different():
-    train, val = (open_dataset(CONFIG, split, seed=0) for split in ("train", "val"))
+    train, val = (open_dataset(CONFIG, split) for split in ("train", "val"))
     assert not any(torch.equal(train[a].image, val[b].image) for a in range(10) for b in range(4))
 
 
 def test_overfitting_trains_and_evaluates_on_the_same_first_images():
     config = replace(CONFIG, overfit=3)
-    train, val = (open_dataset(config, split, seed=0) for split in ("train", "val"))
+    train, val = (open_dataset(config, split) for split in ("train", "val"))
     assert len(train) == len(val) == 3
     assert all(torch.equal(train[i].image, val[i].image) for i in range(3))
     assert [image["id"] for image in val.ground_truth()["images"]] == [1, 2, 3]
     with pytest.raises(ValueError, match="data set of 10"):
-        open_dataset(replace(CONFIG, overfit=11), "train", seed=0)
+        open_dataset(replace(CONFIG, overfit=11), "train")
 
 
 def test_real_images_are_resized_by_their_short_side_and_padded(real_images):
     config = DataConfig(root=str(real_images / "coco_tiny"), short_side=96, long_side=128)
-    dataset = open_dataset(config, "val", seed=0)
+    dataset = open_dataset(config, "val")
     batch = next(evaluation_batches(dataset, config, batch_size=8))
     height, width = batch.images.pixels.shape[2:]
     assert height % 32 == width % 32 == 0
@@ -97,10 +97,10 @@ def test_classes_that_differ_between_training_and_validation_are_refused(tmp_pat
     annotations = tmp_path / "annotations" / "instances_val2017.json"
     annotations.write_text(annotations.read_text().replace('"ring"', '"bracelet"'))
     with pytest.raises(DataError, match=r"different categories.*\['bracelet', 'ring'\]"):
-        open_datasets(DataConfig(root=str(tmp_path)), seed=0)
+        open_datasets(DataConfig(root=str(tmp_path)))
 
 
 def test_missing_validation_data_is_found_before_training(tmp_path):
     SyntheticDataset(64, 2).write(tmp_path, "train")
     with pytest.raises(DataError, match="no annotation file for the split 'val'"):
-        open_datasets(DataConfig(root=str(tmp_path)), seed=0)
+        open_datasets(DataConfig(root=str(tmp_path)))
