@@ -162,9 +162,10 @@ class Run:
 
 def provenance(device: torch.device) -> dict[str, Any]:
     """Where, when and with what something is computed."""
+    program = Path(sys.argv[0]).name
     return {
         "commit": _commit(),
-        "command": shlex.join(["augfpn" if sys.argv[0].endswith("__main__.py") else sys.argv[0], *sys.argv[1:]]),
+        "command": shlex.join(["augfpn" if program == "__main__.py" else program, *sys.argv[1:]]),
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
         "device": torch.cuda.get_device_name(device)
         if device.type == "cuda"
