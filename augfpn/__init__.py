@@ -1,17 +1,22 @@
 """AugFPN: a reproducible companion of the CVPR 2020 paper.
 
-The names that most people need; the rest is in the packages that they come from.
+The names that most people need; the rest is in the packages that they come from. They are imported when they are first
+used, so that commands which need no PyTorch do not wait for it.
 """
 
-from augfpn.components import (
-    AdaptiveSpatialFusion,
-    ConsistentSupervision,
-    FeaturePyramid,
-    ResidualFeatureAugmentation,
-    SoftRoISelection,
-)
-from augfpn.detectors import FasterRCNN, build_detector, build_faster_rcnn
-from augfpn.experiments import plan
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from augfpn.components import (
+        AdaptiveSpatialFusion,
+        ConsistentSupervision,
+        FeaturePyramid,
+        ResidualFeatureAugmentation,
+        SoftRoISelection,
+    )
+    from augfpn.detectors import FasterRCNN, build_detector, build_faster_rcnn
+    from augfpn.experiments import plan
 
 __all__ = [
     "AdaptiveSpatialFusion",
@@ -24,3 +29,12 @@ __all__ = [
     "build_faster_rcnn",
     "plan",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name in __all__:
+        for package in ("components", "detectors", "experiments"):
+            module = import_module(f"augfpn.{package}")
+            if hasattr(module, name):
+                return getattr(module, name)
+    raise AttributeError(f"module 'augfpn' has no attribute {name!r}")

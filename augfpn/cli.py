@@ -97,6 +97,10 @@ def predict(
     for number, (path, image, detections) in enumerate(predictions, start=1):
         with written_whole(out / f"{number:04d}_{path.stem}.png") as temporary:
             draw_detections(image, detections, names, score_threshold).save(temporary, format="PNG")
+        num_drawn = int((detections["scores"] >= score_threshold).sum())
+        print(
+            f"{path}: {num_drawn} of {len(detections['scores'])} detections drawn (--score-threshold {score_threshold})"
+        )
     print(write_json(out / "predictions.json", as_coco(predictions, opened), indent=1))
 
 
@@ -124,7 +128,7 @@ def list_experiments() -> None:
 @app.command()
 def show(
     experiment: ExperimentId,
-    scale: ScaleName = "paper",
+    scale: ScaleName = "micro",
     data: Annotated[Optional[str], typer.Option(help="As for `train`; at the paper's scale data/coco.")] = None,  # noqa: UP045
 ) -> None:
     """Prints the expanded experiment as it would be run at a scale."""
@@ -144,6 +148,8 @@ def synthetic(
     from augfpn.data.synthetic import SyntheticDataset
     from augfpn.experiments.config import DataConfig, SyntheticConfig
 
+    if out.exists() and any(out.iterdir()):
+        raise UserError(f"{out} is not empty; name a new folder (--out).")
     config = DataConfig(synthetic=SyntheticConfig(size=size, num_train=train, num_val=val, seed=seed))
     for split in ("train", "val"):
         dataset = open_dataset(config, split)

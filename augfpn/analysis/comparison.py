@@ -3,27 +3,44 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pandas as pd
 
 from augfpn.engine.runs import Run
 from augfpn.errors import UserError
-from augfpn.experiments.config import DataConfig, RunConfig, TrainingConfig
+from augfpn.experiments.config import DataConfig, FasterRCNNConfig, RunConfig, TrainingConfig, differences
 from augfpn.experiments.paper import PAPER, Published
 
 FIGURES = tuple(Published.__dataclass_fields__)
 
 
 def find_runs(root: Path | str, scale: str | None = None) -> list[Run]:
-    """All evaluated runs in or below ``root``, of a scale or of any; a UserError if there are none."""
+    """All evaluated runs in or below ``root``, of a scale or of any.
+
+    A UserError if there are none, or if they cannot be compared with one another.
+    """
     runs = [Run(path.parent) for path in sorted(Path(root).rglob("run.json"))]
     runs = [run for run in runs if run.is_evaluated and scale in (None, run.config.scale)]
     if not runs:
         wanted = f"evaluated run of scale {scale!r}" if scale else "evaluated run"
-        raise UserError(f"There is no {wanted} in {root}. Runs are made by `augfpn train` and `augfpn evaluate`.")
+        raise UserError(f"There is no {wanted} in {root}; name the folder of your runs, or make some with `make demo`.")
+    check_comparable(runs)
     return runs
+
+
+def check_comparable(runs: Iterable[Run]) -> None:
+    """A UserError unless all runs are of one scale, of the same data and the same training."""
+    first: Run | None = None
+    for run in runs:
+        first = first or run
+        one, other = (replace(r.config, experiment="", model=FasterRCNNConfig(), seed=0) for r in (first, run))
+        if different := differences(one, other):
+            raise UserError(
+                f"{first.path} and {run.path} cannot be compared, because more than their models differs: "
+                f"{'; '.join(different)}. Keep runs of different data or training in folders of their own."
+            )
 
 
 def comparison(runs: Iterable[Run], table: str) -> pd.DataFrame:

@@ -65,6 +65,8 @@ def _opened(path: Path) -> Iterator[Image.Image]:
             yield image
     except FileNotFoundError as error:
         raise ImageError("there is no such file.") from error
+    except IsADirectoryError as error:
+        raise ImageError("this is a folder, not an image file.") from error
     except UnidentifiedImageError as error:
         raise ImageError("not an image in a known format.") from error
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:

@@ -27,9 +27,16 @@ class Backbone(nn.Module):
     def __init__(self, name: str, weights: str | None, frozen_stages: int, frozen_batch_norm: bool) -> None:
         super().__init__()
         full_name = name if weights is None else f"{name}.{weights}"
-        body: Any = timm.create_model(
-            full_name, pretrained=weights is not None, features_only=True, out_indices=(1, 2, 3, 4)
-        )
+        try:
+            body: Any = timm.create_model(
+                full_name, pretrained=weights is not None, features_only=True, out_indices=(1, 2, 3, 4)
+            )
+        except OSError as error:
+            # No network, or no such file on it: huggingface_hub's errors are of this kind.
+            raise UserError(
+                f"The pretrained weights {full_name!r} could not be fetched ({type(error).__name__}). They are needed "
+                "once with a network, and then kept in Hugging Face's cache ($HF_HOME); weights=None starts at random."
+            ) from error
         if tuple(body.feature_info.reduction()) != self.strides:
             raise UserError(
                 f"The backbone {name!r} has strides {body.feature_info.reduction()}; C2…C5 need {self.strides}."

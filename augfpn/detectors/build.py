@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from augfpn.components.consistent_supervision import ConsistentSupervision
 from augfpn.components.pyramid import FeaturePyramid
 from augfpn.components.residual_feature_augmentation import ResidualFeatureAugmentation
@@ -18,9 +20,15 @@ from augfpn.ops.anchors import AnchorGenerator
 from augfpn.ops.matching import Sampler
 
 
-def build_detector(experiment: str, num_classes: int) -> FasterRCNN:
-    """The detector of one of the paper's experiments, as the paper has it, such as ``table2/cs+rfa+srs``."""
-    return build_faster_rcnn(find_experiment(experiment).model, num_classes)
+def build_detector(experiment: str, num_classes: int, *, pretrained: bool = True) -> FasterRCNN:
+    """The detector of one of the paper's experiments, as the paper has it, such as ``table2/cs+rfa+srs``.
+
+    The backbone's ImageNet weights are fetched, unless ``pretrained`` is false.
+    """
+    model = find_experiment(experiment).model
+    if not pretrained:
+        model = replace(model, backbone=replace(model.backbone, weights=None))
+    return build_faster_rcnn(model, num_classes)
 
 
 def build_faster_rcnn(

@@ -131,14 +131,6 @@ class Run:
         write_json(self.path / "detections.json", detections)
         write_json(self.path / "metrics.json", metrics, indent=2)
 
-    def build_model(self, *, pretrained: bool) -> FasterRCNN:
-        """The run's model as it starts; without the backbone's pretrained weights where others will be loaded."""
-        config = self.config
-        short_side, long_side = config.data.resized_sides
-        backbone = config.model.backbone if pretrained else replace(config.model.backbone, weights=None)
-        model = replace(config.model, backbone=backbone)
-        return build_faster_rcnn(model, len(self.categories), short_side=short_side, long_side=long_side)
-
     def save_weights(self, model: FasterRCNN) -> None:
         with written_whole(self.weights) as temporary:
             safetensors.torch.save_model(model, str(temporary))
@@ -149,7 +141,7 @@ class Run:
             raise RunError(
                 f"{self.path} is not trained to its end; finish it with `augfpn train … --out {self.path} --resume`."
             )
-        model = self.build_model(pretrained=False).to(device)
+        model = build_model(self.config, len(self.categories), pretrained=False).to(device)
         safetensors.torch.load_model(model, str(self.weights), device=str(device))
         return model.eval()
 
@@ -158,6 +150,14 @@ class Run:
         if not path.is_file():
             raise RunError(f"{self.path} has no {name} yet.")
         return json.loads(path.read_text(encoding="utf-8"))
+
+
+def build_model(config: RunConfig, num_classes: int, *, pretrained: bool) -> FasterRCNN:
+    """The model of a run as it starts; without the backbone's pretrained weights where others will be loaded."""
+    short_side, long_side = config.data.resized_sides
+    backbone = config.model.backbone if pretrained else replace(config.model.backbone, weights=None)
+    model = replace(config.model, backbone=backbone)
+    return build_faster_rcnn(model, num_classes, short_side=short_side, long_side=long_side)
 
 
 def provenance(device: torch.device) -> dict[str, Any]:
@@ -185,7 +185,9 @@ def _commit() -> str | None:
         if Path(top.strip()).resolve() != root:
             return None
         commit = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
-        changed = subprocess.run([*git, "status", "--porcelain"], capture_output=True, text=True, check=True).stdout
+        changed = subprocess.run(
+            [*git, "status", "--porcelain", "--untracked-files=no"], capture_output=True, text=True, check=True
+        ).stdout
     except (OSError, subprocess.CalledProcessError):
         return None
     return f"{commit} with uncommitted changes" if changed.strip() else commit

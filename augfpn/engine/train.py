@@ -15,7 +15,7 @@ from augfpn.data.dataset import DetectionDataset
 from augfpn.data.loading import Batch, open_datasets, seed_of, training_batches
 from augfpn.detectors.faster_rcnn import FasterRCNN
 from augfpn.engine.checkpoint import Checkpoint, load_last_checkpoint, save_checkpoint
-from augfpn.engine.runs import Run, RunError
+from augfpn.engine.runs import Run, RunError, build_model
 from augfpn.engine.schedule import learning_rate
 from augfpn.experiments.config import RunConfig, TrainingConfig, differences
 
@@ -35,9 +35,15 @@ def train(config: RunConfig, out: Path, *, resume: bool = False, device: torch.d
     dataset, val = open_datasets(config.data)
     for problem in dict.fromkeys([*dataset.problems, *val.problems]):
         print(f"warning: {problem}", file=sys.stderr)
-    run = _open_or_create(out, config, dataset, resume)
-    if run.is_trained:
+    run = _existing(out, config, dataset) if resume else None
+    if run is not None and run.is_trained:
+        print(f"{out} is trained to its end already.")
         return run
+    last = load_last_checkpoint(run.path / "checkpoints", device) if run is not None else None
+    torch.manual_seed(seed_of(config.seed))
+    # Before the run directory: where pretrained weights cannot be had, nothing is left behind.
+    model = build_model(config, len(dataset.categories), pretrained=last is None).to(device).train()
+    run = run or Run.create(out, config, dataset.categories)
     num_steps = config.training.num_steps(len(dataset))
     derived = {
         "num_images": len(dataset),
@@ -49,9 +55,6 @@ def train(config: RunConfig, out: Path, *, resume: bool = False, device: torch.d
     run.write_provenance(device, derived)
     print(f"{config.experiment} at {config.scale}: " + ", ".join(f"{name} {value}" for name, value in derived.items()))
 
-    last = load_last_checkpoint(run.path / "checkpoints", device)
-    torch.manual_seed(seed_of(config.seed))
-    model = run.build_model(pretrained=last is None).to(device).train()
     _make_steps(run, config, model, dataset, last, num_steps, device)
     run.save_weights(model)
     return run
@@ -160,14 +163,16 @@ class _Meter:
         return means
 
 
-def _open_or_create(out: Path, config: RunConfig, dataset: DetectionDataset, resume: bool) -> Run:
-    if not (resume and (out / "run.json").is_file()):
-        return Run.create(out, config, dataset.categories)
+def _existing(out: Path, config: RunConfig, dataset: DetectionDataset) -> Run | None:
+    """The run in ``out`` to go on with, or None where there is none yet; a RunError if it is another one."""
+    if not (out / "run.json").is_file():
+        return None
     run = Run.open(out)
     different = differences(run.config, config)
     if different:
         raise RunError(
-            f"{out} holds another run and cannot be resumed as this one (there → here): {'; '.join(different)}."
+            f"{out} holds another run and cannot be resumed as this one (there → here): {'; '.join(different)}. "
+            "Choose another folder (--out)."
         )
     if run.categories != dataset.categories:
         raise RunError(f"{out} was trained on other classes than the data has now.")

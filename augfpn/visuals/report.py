@@ -13,7 +13,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from augfpn.analysis.comparison import comparison
+from augfpn.analysis.comparison import check_comparable, comparison
 from augfpn.analysis.level_ratios import level_ratios
 from augfpn.data.loading import evaluation_batches, open_dataset
 from augfpn.engine.runs import Run
@@ -37,9 +37,8 @@ class _Picture:
 
 
 def write_report(runs: list[Run], out: Path, device: torch.device) -> Path:
-    """Writes the page about evaluated runs of one scale and one data set to ``out``."""
-    if len({(run.config.scale, run.config.data) for run in runs}) > 1:
-        raise UserError("A report shows runs of one scale and one data set; write one for each.")
+    """Writes the page about evaluated runs, of one scale, data set and training, to ``out``."""
+    check_comparable(runs)
     if len({name_of(run) for run in runs}) < len(runs):
         raise UserError("Two of these runs are the same experiment with the same seed; name one of them.")
     table = comparison(runs, find_experiment(runs[0].config.experiment).table)
@@ -69,6 +68,7 @@ def write_report(runs: list[Run], out: Path, device: torch.device) -> Path:
             )
     page = _ENVIRONMENT.get_template("report.html").render(
         runs=runs,
+        names=[name_of(run) for run in runs],
         scale=runs[0].config.scale,
         table=_table_html(table),
         pictures={name: _picture(figure, description) for name, (figure, description) in figures.items()},

@@ -18,7 +18,8 @@ def test_ours_stand_beside_the_papers_with_the_difference_to_the_baseline_of_the
     made_up_run(tmp_path / "c", "table2/cs+rfa+srs", 0.20, seed=1)
     made_up_run(tmp_path / "e", "table2/baseline", 0.10, steps=7)
     Run.create(tmp_path / "d", plan("table2/cs", "smoke"), ())
-    table = comparison(find_runs(tmp_path), "table2").set_index(["experiment", "seed"])
+    runs = [Run(path.parent) for path in sorted(tmp_path.rglob("metrics.json"))]
+    table = comparison(runs, "table2").set_index(["experiment", "seed"])
     assert table.loc[("table2/cs+rfa+srs", 0), ["AP", "gain", "paper AP", "paper gain"]].tolist() == [35, 5, 38.7, 2.4]
     # The baseline that was trained for another number of steps is compared with itself only.
     assert table.loc[("table2/baseline", 0), "gain"].tolist() == [0, 0]
@@ -26,6 +27,15 @@ def test_ours_stand_beside_the_papers_with_the_difference_to_the_baseline_of_the
     # A run that is not evaluated yet is no result; its row is there with the paper's figures.
     assert table.loc["table2/cs"]["AP"].isna().all()
     assert len(table.index.get_level_values("experiment").unique()) == 8
+
+
+def test_runs_of_different_training_are_not_compared(tmp_path):
+    made_up_run(tmp_path / "a", "table2/baseline", 0.30)
+    made_up_run(tmp_path / "b", "table2/cs", 0.35, seed=1)
+    assert len(find_runs(tmp_path)) == 2
+    made_up_run(tmp_path / "c", "table2/cs", 0.35, steps=7)
+    with pytest.raises(UserError, match=r"cannot be compared.*training.steps: 4 → 7"):
+        find_runs(tmp_path)
 
 
 def test_a_folder_without_runs_is_refused(tmp_path):

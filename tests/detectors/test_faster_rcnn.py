@@ -177,15 +177,19 @@ def test_any_number_of_objects_is_trained(small_model, num_objects):
     assert all(loss.isfinite() for loss in losses.values())
 
 
-def test_a_detector_can_be_built_by_the_papers_name(monkeypatch):
+def test_pretrained_weights_that_cannot_be_had_are_named_with_what_to_do(monkeypatch):
     import timm
 
-    # The weights of the paper cannot be had without a network; the architecture can.
-    create = timm.create_model
-    monkeypatch.setattr(
-        timm, "create_model", lambda name, pretrained, **kwargs: create(name, pretrained=False, **kwargs)
-    )
-    model = build_detector("table2/cs+rfa+srs", num_classes=80)
+    def no_network(name, **_):
+        raise ConnectionError("no network")
+
+    monkeypatch.setattr(timm, "create_model", no_network)
+    with pytest.raises(ValueError, match=r"'resnet50.tv_in1k' could not be fetched.*weights=None"):
+        build_detector("table2/baseline", num_classes=80)
+
+
+def test_a_detector_can_be_built_by_the_papers_name():
+    model = build_detector("table2/cs+rfa+srs", num_classes=80, pretrained=False)
     frozen = {name for name, parameter in model.backbone.named_parameters() if not parameter.requires_grad}
     assert {"body.conv1.weight", "body.layer1.0.conv1.weight"} <= frozen
     assert "body.layer2.0.conv1.weight" not in frozen
