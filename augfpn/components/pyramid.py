@@ -40,7 +40,6 @@ class FeaturePyramid(nn.Module):
         residual_feature_augmentation: ResidualFeatureAugmentation | None = None,
     ) -> None:
         super().__init__()
-        self.out_channels = out_channels
         self.strides = (*strides, 2 * strides[-1])
         self.lateral_convs = nn.ModuleList(xavier(nn.Conv2d(c, out_channels, kernel_size=1)) for c in in_channels)
         self.output_convs = nn.ModuleList(

@@ -17,7 +17,7 @@ from augfpn.experiments.paper import find_experiment
 from augfpn.visuals.drawing import draw_detections
 
 LEVELS = ("P2", "P3", "P4", "P5")
-# Losses that only exist while Consistent Supervision is there are drawn apart in `losses_by_component`.
+# Columns of metrics.jsonl that are not the loss of one component.
 _NO_LOSS = {"step", "epoch", "seconds", "learning_rate", "gradient_norm", "loss"}
 
 
