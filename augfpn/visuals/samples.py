@@ -75,4 +75,6 @@ def sample_fusion(run: Run, samples: ImageSamples, device: torch.device) -> Fuse
 
 def _crop(image: Tensor, box: Sequence[float]) -> Tensor:
     x1, y1, x2, y2 = (round(side) for side in box)
+    # At least a pixel, also of an RoI that is a sliver at the right or lower edge.
+    x1, y1 = min(x1, image.shape[2] - 1), min(y1, image.shape[1] - 1)
     return image[:, y1 : max(y2, y1 + 1), x1 : max(x2, x1 + 1)]
