@@ -15,13 +15,14 @@ objects, ``A`` anchors, ``R`` RoIs, ``S`` cells of a pooled RoI's side, ``K`` cl
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
 from typing import Any, NamedTuple, TypeVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torchvision.models.detection.roi_heads import paste_masks_in_image
 
 from augfpn.ops.boxes import rescale
 
@@ -66,16 +67,28 @@ class Targets(_Movable):
     """The objects of a batch of images, padded to the same count, at least one.
 
     ``boxes``: ``(B, G, 4)``; ``labels``: ``(B, G)`` int64, 0 where there is no object.
+    ``masks``: ``(B, G, H, W)`` uint8, 1 on the object, of the batch's padded size; None where nobody asks for masks.
     """
 
     boxes: Tensor
     labels: Tensor
+    masks: Tensor | None = None
 
     @staticmethod
-    def pad(boxes: Sequence[Tensor], labels: Sequence[Tensor]) -> Targets:
-        """Targets of images with boxes ``(G_i, 4)`` and labels ``(G_i)``, padded to the next power of two from 8 on.
+    def pad(
+        boxes: Sequence[Tensor],
+        labels: Sequence[Tensor],
+        masks: Sequence[Tensor] | None = None,
+        size: tuple[int, int] | None = None,
+    ) -> Targets:
+        """Targets of images, padded to the next power of two from 8 on.
 
         Powers of two, so that a compiled model meets only a few shapes.
+
+        Args:
+            boxes: ``(G_i, 4)`` of each image. labels: ``(G_i)`` of each image.
+            masks: ``(G_i, H_i, W_i)`` of each image, or None.
+            size: the height and width of the padded batch; needed with ``masks``.
         """
         most = max((len(image_labels) for image_labels in labels), default=0)
         room = max(8, 1 << max(most - 1, 0).bit_length())
@@ -84,7 +97,14 @@ class Targets(_Movable):
         for image, (image_boxes, image_labels) in enumerate(zip(boxes, labels, strict=True)):
             padded_boxes[image, : len(image_boxes)] = image_boxes
             padded_labels[image, : len(image_labels)] = image_labels
-        return Targets(padded_boxes, padded_labels)
+        if masks is None:
+            return Targets(padded_boxes, padded_labels)
+        assert size is not None, "masks are padded to the size of their batch"
+        padded_masks = torch.zeros(len(masks), room, *size, dtype=torch.uint8, device=masks[0].device)
+        for image, image_masks in enumerate(masks):
+            num, height, width = image_masks.shape
+            padded_masks[image, :num, :height, :width] = image_masks
+        return Targets(padded_boxes, padded_labels, padded_masks)
 
     @property
     def valid(self) -> Tensor:
@@ -131,13 +151,19 @@ class RoISamples:
     """The RoIs on which the box head and Consistent Supervision are trained.
 
     ``boxes``: ``(B, R, 4)``; ``labels``: ``(B, R)`` int64, 0 for background; ``matched_boxes``: ``(B, R, 4)``, the
-    ground truth of each foreground RoI (anything for the others); ``valid``: ``(B, R)`` bool, false for padding.
+    ground truth of each foreground RoI (anything for the others); ``objects``: ``(B, R)`` int64, its position among the
+    image's objects; ``valid``: ``(B, R)`` bool, false for padding.
     """
 
     boxes: Tensor
     labels: Tensor
     matched_boxes: Tensor
+    objects: Tensor
     valid: Tensor
+
+    def first(self, num: int) -> RoISamples:
+        """The first ``num`` of each image. Foreground is sampled first, so these can be all of it."""
+        return RoISamples(*(getattr(self, field.name)[:, :num] for field in fields(self)))
 
     def repeated(self, times: int) -> RoISamples:
         """Every RoI ``times`` times in a row, as when it is pooled from so many levels."""
@@ -149,8 +175,9 @@ class Detections(_Movable):
     """Detected objects, a fixed count an image, best first.
 
     ``boxes``: ``(B, D, 4)``; ``scores``: ``(B, D)``; ``labels``: ``(B, D)`` int64, 1…K; ``valid``: ``(B, D)`` bool.
-    ``rois``: ``(B, D, 4)``, the RoI that each detection was refined from, so that one can ask which pyramid levels it
-    was made of.
+    ``rois``: ``(B, D, 4)``, the RoI, anchor or cell that each detection was refined from, so that one can ask which
+    pyramid levels it was made of.
+    ``masks``: ``(B, D, S, S)``, the probability of the object in each cell of its box, or None.
     """
 
     boxes: Tensor
@@ -158,22 +185,26 @@ class Detections(_Movable):
     labels: Tensor
     valid: Tensor
     rois: Tensor
+    masks: Tensor | None = None
 
-    def per_image(self, sizes: Tensor, original_sizes: Tensor) -> list[dict[str, Tensor]]:
-        """A dict of ``boxes``, ``scores``, ``labels`` and ``rois`` for each image, on the host, without padding.
+    def per_image(self, sizes: Tensor, original_sizes: Tensor) -> Iterator[dict[str, Tensor]]:
+        """For each image a dict of ``boxes``, ``scores``, ``labels`` and ``rois``, on the host, without padding.
 
         Boxes move from the batch's images of ``sizes (B, 2)`` to the pixels of images of ``original_sizes (B, 2)``.
+        ``masks``, where there are any, are probabilities ``(D, 1, H, W)`` pasted into the original image: of one image
+        at a time, because those of many would fill the memory.
         """
         found = self.to("cpu")
-        results = []
         for image, (size, original) in enumerate(zip(sizes.cpu(), original_sizes.cpu(), strict=True)):
             valid = found.valid[image]
-            results.append(
-                {
-                    "boxes": rescale(found.boxes[image, valid], size, original),
-                    "scores": found.scores[image, valid],
-                    "labels": found.labels[image, valid],
-                    "rois": rescale(found.rois[image, valid], size, original),
-                }
-            )
-        return results
+            result = {
+                "boxes": rescale(found.boxes[image, valid], size, original),
+                "scores": found.scores[image, valid],
+                "labels": found.labels[image, valid],
+                "rois": rescale(found.rois[image, valid], size, original),
+            }
+            if found.masks is not None:
+                height, width = original.tolist()
+                masks = found.masks[image, valid, None].float()
+                result["masks"] = paste_masks_in_image(masks, result["boxes"], (height, width))
+            yield result

@@ -35,12 +35,14 @@ class Sample:
     """An image and the objects to learn from; crowds are not among them.
 
     ``image``: ``(3, H, W)`` uint8, RGB. ``boxes``: ``(G, 4)`` in the image's pixels. ``labels``: ``(G)`` int64, 1…K.
+    ``masks``: ``(G, H, W)`` uint8, 1 on the object; None where they are not asked for.
     """
 
     image_id: int
     image: Tensor
     boxes: Tensor
     labels: Tensor
+    masks: Tensor | None = None
 
 
 class DetectionDataset(Protocol):

@@ -105,7 +105,8 @@ class FasterRCNN(nn.Module):
         resized = [self.preprocessing.resize(image) for image in images]
         if not self.training:
             batch = Images.pad(resized)
-            return self.detect(batch).per_image(batch.sizes, torch.tensor([image.shape[1:] for image in images]))
+            originals = torch.tensor([image.shape[1:] for image in images])
+            return list(self.detect(batch).per_image(batch.sizes, originals))
         if targets is None:
             raise UserError("A detector in training mode needs targets; call .eval() on it to get detections.")
         for position, target in enumerate(targets):

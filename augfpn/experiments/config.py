@@ -145,7 +145,7 @@ class DataConfig:
     """Images. ``root``: a folder in COCO's layout, or None for the synthetic set.
 
     Real images are resized to ``short_side``, or less where ``long_side`` would be passed. ``overfit``: train and
-    evaluate on the first so many training images, without flips.
+    evaluate on the first so many training images, without flips. ``masks``: instance masks are loaded and evaluated.
     """
 
     root: str | None = None
@@ -155,6 +155,7 @@ class DataConfig:
     flip_probability: float = 0.5
     overfit: int | None = None
     strict: bool = False
+    masks: bool = False
 
     def __post_init__(self) -> None:
         _require_positive(self, "short_side", "long_side", "overfit")

@@ -61,7 +61,7 @@ def sample_rois(proposals: Proposals, targets: Targets, matcher: Matcher, sample
     indices, sampled = sampler(kinds)
     boxes, kinds, objects = take_boxes(boxes, indices), kinds.gather(1, indices), objects.gather(1, indices)
     labels = torch.where((kinds == FOREGROUND) & sampled, targets.labels.gather(1, objects), 0)
-    return RoISamples(boxes, labels, take_boxes(targets.boxes, objects), sampled)
+    return RoISamples(boxes, labels, take_boxes(targets.boxes, objects), objects, sampled)
 
 
 def box_losses(predictions: BoxPredictions, samples: RoISamples, coder: BoxCoder) -> BoxLosses:

@@ -55,7 +55,7 @@ def sample_images(run: Run, num: int) -> ImageSamples:
 def sample_detections(run: Run, samples: ImageSamples, device: torch.device) -> list[dict[str, Tensor]]:
     """What the run's model finds on the samples, in their pixels."""
     images = samples.batch.images.to(device)
-    return run.load_model(device).detect(images).per_image(images.sizes, images.sizes)
+    return list(run.load_model(device).detect(images).per_image(images.sizes, images.sizes))
 
 
 @torch.no_grad()

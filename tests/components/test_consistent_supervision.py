@@ -19,7 +19,7 @@ def samples():
     boxes = torch.cat([corners, corners + 20 + torch.rand(2, 6, 2) * 40], dim=2)
     labels = torch.tensor([[1, 3, 0, 0, 2, 0], [0, 0, 2, 0, 0, 0]])
     valid = torch.tensor([[True] * 6, [True] * 4 + [False] * 2])
-    return RoISamples(boxes, labels, boxes + 3, valid)
+    return RoISamples(boxes, labels, boxes + 3, torch.zeros_like(labels), valid)
 
 
 def slow_losses(supervision, pyramid, samples, weight, levels):
@@ -66,7 +66,7 @@ def test_the_single_level_form_supervises_the_assigned_level_only():
     laterals = tuple(level.requires_grad_() for level in random_pyramid().laterals)
     # All RoIs are of 40 pixels: P2's, by FPN's rule.
     boxes = torch.tensor([10.0, 10.0, 50.0, 50.0]).expand(2, 3, 4)
-    samples = RoISamples(boxes, torch.ones(2, 3).long(), boxes + 1, torch.ones(2, 3).bool())
+    samples = RoISamples(boxes, torch.ones(2, 3).long(), boxes + 1, torch.zeros(2, 3).long(), torch.ones(2, 3).bool())
     supervision = ConsistentSupervision(BoxHead(4, num_classes=3, width=16), CODER, levels="assigned")
     sum(supervision(Pyramid(laterals, laterals, STRIDES), samples).values()).backward()
     assert laterals[0].grad.abs().sum() > 0

@@ -49,6 +49,7 @@ def test_losses_worked_by_hand():
         boxes=torch.tensor([[[0.0, 0.0, 20.0, 20.0], [0.0, 0.0, 9.0, 9.0], [0.0, 0.0, 0.0, 0.0]]]),
         labels=torch.tensor([[1, 0, 0]]),
         matched_boxes=torch.tensor([[[2.0, 0.0, 22.0, 20.0], [0.0] * 4, [0.0] * 4]]),
+        objects=torch.tensor([[0, 0, 0]]),
         valid=torch.tensor([[True, True, False]]),
     )
     logits = torch.tensor([[0.0, 0.0], [math.log(3.0), 0.0], [100.0, -100.0]])
@@ -60,7 +61,8 @@ def test_losses_worked_by_hand():
 
 
 def test_losses_are_finite_where_there_is_no_foreground_and_where_nothing_is_drawn():
-    samples = RoISamples(torch.zeros(1, 3, 4), torch.zeros(1, 3).long(), torch.zeros(1, 3, 4), torch.zeros(1, 3).bool())
+    none, padding = torch.zeros(1, 3).long(), torch.zeros(1, 3).bool()
+    samples = RoISamples(torch.zeros(1, 3, 4), none, torch.zeros(1, 3, 4), none, padding)
     predictions = BoxPredictions(torch.randn(3, 4), torch.randn(3, 4, 4))
     assert box_losses(predictions, samples, BoxCoder()) == (0, 0)
 
