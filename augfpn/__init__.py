@@ -15,25 +15,38 @@ if TYPE_CHECKING:
         ResidualFeatureAugmentation,
         SoftRoISelection,
     )
-    from augfpn.detectors import FasterRCNN, build_detector, build_faster_rcnn
+    from augfpn.detectors import (
+        Detector,
+        FasterRCNN,
+        OneStageDetector,
+        build_detector,
+        build_from_config,
+    )
+    from augfpn.detectors.constructors import faster_rcnn, fcos, mask_rcnn, retinanet
     from augfpn.experiments import plan
 
 __all__ = [
     "AdaptiveSpatialFusion",
     "ConsistentSupervision",
+    "Detector",
     "FasterRCNN",
     "FeaturePyramid",
+    "OneStageDetector",
     "ResidualFeatureAugmentation",
     "SoftRoISelection",
     "build_detector",
-    "build_faster_rcnn",
+    "build_from_config",
+    "faster_rcnn",
+    "fcos",
+    "mask_rcnn",
     "plan",
+    "retinanet",
 ]
 
 
 def __getattr__(name: str) -> Any:
     if name in __all__:
-        for package in ("components", "detectors", "experiments"):
+        for package in ("components", "detectors", "detectors.constructors", "experiments"):
             module = import_module(f"augfpn.{package}")
             if hasattr(module, name):
                 return getattr(module, name)

@@ -10,7 +10,7 @@ from typing import TypeVar
 
 from torch import nn
 
-Layer = TypeVar("Layer", nn.Conv2d, nn.Linear)
+Layer = TypeVar("Layer", nn.Conv2d, nn.ConvTranspose2d, nn.Linear)
 
 
 def xavier(layer: Layer) -> Layer:
@@ -21,9 +21,17 @@ def xavier(layer: Layer) -> Layer:
     return layer
 
 
-def gaussian(layer: Layer, std: float) -> Layer:
-    """Normal weights of the given standard deviation and a bias of zero: the layers that predict."""
+def gaussian(layer: Layer, std: float, bias: float = 0.0) -> Layer:
+    """Normal weights of the given standard deviation and a constant bias: the layers that predict."""
     nn.init.normal_(layer.weight, std=std)
+    if layer.bias is not None:
+        nn.init.constant_(layer.bias, bias)
+    return layer
+
+
+def kaiming(layer: Layer) -> Layer:
+    """He's normal weights for layers before a ReLU and a bias of zero: the mask head."""
+    nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")
     if layer.bias is not None:
         nn.init.zeros_(layer.bias)
     return layer

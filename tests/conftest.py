@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from augfpn.detectors import FasterRCNN, build_faster_rcnn
+from augfpn.detectors import Detector, build_from_config
 from augfpn.experiments import plan
 
 
@@ -37,8 +37,8 @@ def real_images() -> Path:
 def small_model():
     """Builds the smoke-scale model of an experiment, always with the same weights."""
 
-    def build(experiment: str, num_classes: int = 6) -> FasterRCNN:
+    def build(experiment: str, num_classes: int = 6) -> Detector:
         torch.manual_seed(0)
-        return build_faster_rcnn(plan(experiment, "smoke").model, num_classes, short_side=64, long_side=128)
+        return build_from_config(plan(experiment, "smoke").model, num_classes, short_side=64, long_side=128)
 
     return build

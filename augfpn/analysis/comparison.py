@@ -10,7 +10,7 @@ import pandas as pd
 
 from augfpn.engine.runs import Run
 from augfpn.errors import UserError
-from augfpn.experiments.config import DataConfig, FasterRCNNConfig, RunConfig, TrainingConfig, differences
+from augfpn.experiments.config import DataConfig, RunConfig, TrainingConfig, differences
 from augfpn.experiments.paper import PAPER, Published
 
 FIGURES = tuple(Published.__dataclass_fields__)
@@ -35,7 +35,11 @@ def check_comparable(runs: Iterable[Run]) -> None:
     first: Run | None = None
     for run in runs:
         first = first or run
-        one, other = (replace(r.config, experiment="", model=FasterRCNNConfig(), seed=0) for r in (first, run))
+        one, other = (
+            # Masks are loaded for those that need them; the images are the same.
+            replace(r.config, experiment="", model=first.config.model, seed=0, data=replace(r.config.data, masks=False))
+            for r in (first, run)
+        )
         if different := differences(one, other):
             raise UserError(
                 f"{first.path} and {run.path} cannot be compared, because more than their models differs: "

@@ -17,7 +17,9 @@ import torch
 from torch import Tensor
 
 from augfpn.data.loading import Batch
+from augfpn.detectors.detector import Detector
 from augfpn.detectors.faster_rcnn import FasterRCNN
+from augfpn.errors import UserError
 from augfpn.ops.level_assignment import NUM_ROI_LEVELS, assigned_levels
 
 
@@ -46,12 +48,15 @@ def mean_weights_by_level(weights: Tensor, levels: Tensor) -> LevelRatios:
 
 
 @torch.no_grad()
-def level_ratios(model: FasterRCNN, batches: Iterable[Batch], device: torch.device) -> LevelRatios:
+def level_ratios(model: Detector, batches: Iterable[Batch], device: torch.device) -> LevelRatios:
     """The ratios over all proposals of all images.
 
     Levels are assigned with the model's own finest side (56 pixels in the paper, less for small images). A model
-    without Soft RoI Selection takes all from the assigned level, so its ratios are the identity.
+    without Soft RoI Selection takes all from the assigned level, so its ratios are the identity. One-stage detectors
+    have no RoIs: a UserError.
     """
+    if not isinstance(model, FasterRCNN):
+        raise UserError("Level ratios are of RoIs, which one-stage detectors do not have.")
     model.eval()
     sums = torch.zeros(NUM_ROI_LEVELS, NUM_ROI_LEVELS, dtype=torch.float64)
     counts = torch.zeros(NUM_ROI_LEVELS, dtype=torch.float64)

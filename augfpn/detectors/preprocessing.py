@@ -18,21 +18,23 @@ class Preprocessing(nn.Module):
     Args:
         short_side: pixels of an image's shorter side after resizing, unless the longer one would pass ``long_side``.
         long_side: the most pixels of an image's longer side.
+        antialias: smooth images before making them smaller.
     """
 
     mean: Tensor
     std: Tensor
 
-    def __init__(self, short_side: int, long_side: int) -> None:
+    def __init__(self, short_side: int, long_side: int, antialias: bool = True) -> None:
         super().__init__()
         self.short_side = short_side
         self.long_side = long_side
+        self.antialias = antialias
         self.register_buffer("mean", torch.tensor(IMAGENET_MEAN).view(3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(IMAGENET_STD).view(3, 1, 1), persistent=False)
 
     def resize(self, image: Tensor) -> Tensor:
         """``image (3, H, W)`` at the size that the detector works at."""
-        return resize(image, self.short_side, self.long_side)
+        return resize(image, self.short_side, self.long_side, self.antialias)
 
     def normalise(self, images: Images) -> Tensor:
         """Normalised pixels ``(B, 3, H, W)``, 0 in the padding; channels last in memory."""

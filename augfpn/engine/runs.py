@@ -29,8 +29,8 @@ import safetensors.torch
 import torch
 
 from augfpn.data.dataset import Category
-from augfpn.detectors.build import build_faster_rcnn
-from augfpn.detectors.faster_rcnn import FasterRCNN
+from augfpn.detectors.build import build_from_config
+from augfpn.detectors.detector import Detector
 from augfpn.errors import UserError
 from augfpn.experiments.config import RunConfig
 from augfpn.files import write_json, write_text, written_whole
@@ -131,11 +131,11 @@ class Run:
         write_json(self.path / "detections.json", detections)
         write_json(self.path / "metrics.json", metrics, indent=2)
 
-    def save_weights(self, model: FasterRCNN) -> None:
+    def save_weights(self, model: Detector) -> None:
         with written_whole(self.weights) as temporary:
             safetensors.torch.save_model(model, str(temporary))
 
-    def load_model(self, device: torch.device) -> FasterRCNN:
+    def load_model(self, device: torch.device) -> Detector:
         """The trained model, ready to detect."""
         if not self.is_trained:
             raise RunError(
@@ -152,12 +152,12 @@ class Run:
         return json.loads(path.read_text(encoding="utf-8"))
 
 
-def build_model(config: RunConfig, num_classes: int, *, pretrained: bool) -> FasterRCNN:
+def build_model(config: RunConfig, num_classes: int, *, pretrained: bool) -> Detector:
     """The model of a run as it starts; without the backbone's pretrained weights where others will be loaded."""
     short_side, long_side = config.data.resized_sides
     backbone = config.model.backbone if pretrained else replace(config.model.backbone, weights=None)
     model = replace(config.model, backbone=backbone)
-    return build_faster_rcnn(model, num_classes, short_side=short_side, long_side=long_side)
+    return build_from_config(model, num_classes, short_side=short_side, long_side=long_side)
 
 
 def provenance(device: torch.device) -> dict[str, Any]:

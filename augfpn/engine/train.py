@@ -6,6 +6,7 @@ import sys
 import time
 from collections import defaultdict
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -13,7 +14,7 @@ from tqdm import tqdm
 
 from augfpn.data.dataset import DetectionDataset
 from augfpn.data.loading import Batch, open_datasets, seed_of, training_batches
-from augfpn.detectors.faster_rcnn import FasterRCNN
+from augfpn.detectors.detector import Detector
 from augfpn.engine.checkpoint import Checkpoint, load_last_checkpoint, save_checkpoint
 from augfpn.engine.runs import Run, RunError, build_model
 from augfpn.engine.schedule import learning_rate
@@ -63,7 +64,7 @@ def train(config: RunConfig, out: Path, *, resume: bool = False, device: torch.d
 def _make_steps(
     run: Run,
     config: RunConfig,
-    model: FasterRCNN,
+    model: Detector,
     dataset: DetectionDataset,
     last: Checkpoint | None,
     num_steps: int,
@@ -108,18 +109,18 @@ def _make_steps(
 
 
 def training_step(
-    model: FasterRCNN, optimizer: torch.optim.Optimizer, batch: Batch, rate: float, clip_norm: float | None
+    model: Detector, optimizer: torch.optim.Optimizer, batch: Batch, rate: float, clip_norm: float | None
 ) -> dict[str, Tensor]:
     """One step of the optimizer; returns what `backpropagate` does."""
     optimizer.zero_grad(set_to_none=True)
     values = backpropagate(model, batch, clip_norm)
     for group in optimizer.param_groups:
-        group["lr"] = rate
+        group["lr"] = rate * group["rate_factor"]
     optimizer.step()
     return values
 
 
-def backpropagate(model: FasterRCNN, batch: Batch, clip_norm: float | None) -> dict[str, Tensor]:
+def backpropagate(model: Detector, batch: Batch, clip_norm: float | None) -> dict[str, Tensor]:
     """Leaves the clipped gradient of a batch's loss in the parameters.
 
     Returns the losses by component, their sum as ``loss``, and the gradient's norm before clipping, on the device.
@@ -133,7 +134,16 @@ def backpropagate(model: FasterRCNN, batch: Batch, clip_norm: float | None) -> d
 
 def build_optimizer(model: nn.Module, config: TrainingConfig) -> torch.optim.Optimizer:
     """The paper's SGD, or AdamW for scales that train from scratch in minutes."""
-    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    biases: list[nn.Parameter] = []
+    others: list[nn.Parameter] = []
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            (biases if name.endswith("bias") else others).append(parameter)
+    bias_decay = config.weight_decay if config.bias_decay else 0.0
+    parameters: list[dict[str, Any]] = [
+        {"params": others, "rate_factor": 1.0},
+        {"params": biases, "rate_factor": config.bias_rate, "weight_decay": bias_decay},
+    ]
     if config.optimizer == "adamw":
         return torch.optim.AdamW(parameters, lr=config.learning_rate, weight_decay=config.weight_decay)
     return torch.optim.SGD(

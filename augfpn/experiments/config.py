@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict, dataclass, field, fields, is_dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import dacite
 
 from augfpn.errors import UserError
+from augfpn.experiments.conventions import RELEASE, Conventions
 
 
 def _require(condition: bool, message: str) -> None:
@@ -76,7 +77,10 @@ class SoftRoISelectionConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class ProposalConfig:
-    """The region proposal network. Lengths in pixels or strides; ``num_before_nms`` a level, ``num`` an image."""
+    """The region proposal network. Lengths in pixels or strides; ``num_before_nms`` a level, ``num`` an image.
+
+    ``num_at_inference`` takes the place of both counts there; None leaves them as in training.
+    """
 
     anchor_scale: float = 8.0
     anchor_ratios: tuple[float, ...] = (0.5, 1.0, 2.0)
@@ -84,9 +88,10 @@ class ProposalConfig:
     num_sampled: int = 256
     num_before_nms: int = 2000
     num: int = 2000
+    num_at_inference: int | None = None
 
     def __post_init__(self) -> None:
-        _require_positive(self, "anchor_scale", "num_sampled", "num_before_nms", "num")
+        _require_positive(self, "anchor_scale", "num_sampled", "num_before_nms", "num", "num_at_inference")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,23 +110,84 @@ class BoxConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class FasterRCNNConfig:
-    """Faster R-CNN with FPN; with AugFPN where the three components are given.
+class MaskConfig:
+    """Mask R-CNN's mask branch: ``width`` channels of its convolutions."""
 
-    ``finest_side``: the side in pixels of the RoIs that P2 is meant for; doubles from level to level.
+    width: int = 256
+
+    def __post_init__(self) -> None:
+        _require_positive(self, "width")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DetectorConfig:
+    """What all detectors have. ``conventions``: the fine print, see `augfpn.experiments.conventions`.
+
+    ``box``: in one-stage detectors its width and RoIs are those of Consistent Supervision.
     """
 
     backbone: BackboneConfig = BackboneConfig()
     channels: int = 256
     consistent_supervision: ConsistentSupervisionConfig | None = None
     residual_feature_augmentation: ResidualFeatureAugmentationConfig | None = None
+    box: BoxConfig = BoxConfig()
+    conventions: Conventions = RELEASE
+
+    def __post_init__(self) -> None:
+        _require_positive(self, "channels")
+
+
+@dataclass(frozen=True, kw_only=True)
+class FasterRCNNConfig(DetectorConfig):
+    """Faster R-CNN, or Mask R-CNN where there is a ``mask``; with FPN, or AugFPN where its three components are given.
+
+    ``finest_side``: the side in pixels of the RoIs that P2 is meant for; doubles from level to level.
+    """
+
+    architecture: Literal["faster_rcnn"] = "faster_rcnn"
     soft_roi_selection: SoftRoISelectionConfig | None = None
     finest_side: float = 56.0
     proposals: ProposalConfig = ProposalConfig()
-    box: BoxConfig = BoxConfig()
+    mask: MaskConfig | None = None
 
     def __post_init__(self) -> None:
-        _require_positive(self, "channels", "finest_side")
+        super().__post_init__()
+        _require_positive(self, "finest_side")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RetinaNetConfig(DetectorConfig):
+    """RetinaNet. ``anchor_scale``: side of its smallest square anchors in strides; then ``num_octave_scales`` up to it
+    doubled. ``num_before_nms``: detections a level."""
+
+    architecture: Literal["retinanet"] = "retinanet"
+    anchor_scale: float = 4.0
+    num_octave_scales: int = 3
+    anchor_ratios: tuple[float, ...] = (0.5, 1.0, 2.0)
+    num_before_nms: int = 1000
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _require_positive(self, "anchor_scale", "num_octave_scales", "num_before_nms")
+
+
+@dataclass(frozen=True, kw_only=True)
+class FCOSConfig(DetectorConfig):
+    """FCOS. ``finest_range``: the largest distance in pixels that P3 has to predict; doubles from level to level.
+
+    ``num_before_nms``: detections a level.
+    """
+
+    architecture: Literal["fcos"] = "fcos"
+    finest_range: float = 64.0
+    num_before_nms: int = 1000
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _require_positive(self, "finest_range", "num_before_nms")
+
+
+AnyDetectorConfig = FasterRCNNConfig | RetinaNetConfig | FCOSConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -175,7 +241,9 @@ class TrainingConfig:
 
     ``learning_rate`` is for ``reference_batch_size`` images a step; what is used is linear in ``batch_size``.
     ``milestones``: fractions of the training after which the step schedule divides the rate by ten.
+    ``warmup``: the rate rises linearly from ``warmup_start`` of it, or stays "constant" there until the warm-up ends.
     ``clip_norm``: the largest norm of the gradient, or None.
+    ``bias_rate``: biases learn at so many times the rate; ``bias_decay``: weight decay is for them, too.
     """
 
     optimizer: Literal["sgd", "adamw"] = "sgd"
@@ -187,10 +255,13 @@ class TrainingConfig:
     epochs: int | None = 12
     steps: int | None = None
     warmup_steps: int = 500
+    warmup: Literal["linear", "constant"] = "linear"
     warmup_start: float = 1 / 3
     schedule: Literal["steps", "cosine"] = "steps"
     milestones: tuple[float, ...] = (8 / 12, 11 / 12)
     clip_norm: float | None = 35.0
+    bias_rate: float = 1.0
+    bias_decay: bool = True
     log_every: int = 10
     checkpoint_every: int = 1000
     num_workers: int = 2
@@ -200,7 +271,7 @@ class TrainingConfig:
             (self.epochs is None) != (self.steps is None),
             f"give either epochs or steps, not {self.epochs} and {self.steps}",
         )
-        positive = ("learning_rate", "reference_batch_size", "batch_size", "epochs", "steps", "clip_norm")
+        positive = ("learning_rate", "reference_batch_size", "batch_size", "epochs", "steps", "clip_norm", "bias_rate")
         _require_positive(self, *positive, "log_every", "checkpoint_every")
         _require_fraction(self, "momentum", "weight_decay", "warmup_start")
         _require(self.warmup_steps >= 0, f"warmup_steps must not be negative, but is {self.warmup_steps}.")
@@ -225,7 +296,7 @@ class RunConfig:
     experiment: str
     scale: str
     seed: int = 0
-    model: FasterRCNNConfig = field(default_factory=FasterRCNNConfig)
+    model: AnyDetectorConfig = field(default_factory=FasterRCNNConfig)
     data: DataConfig = field(default_factory=DataConfig)
     training: TrainingConfig = field(default_factory=TrainingConfig)
 
@@ -238,9 +309,17 @@ class RunConfig:
     @staticmethod
     def from_json(text: str) -> RunConfig:
         """Reads what `to_json` wrote; unknown or wrong fields are a UserError."""
+        strict = dacite.Config(strict=True)
         try:
-            return dacite.from_dict(RunConfig, _tuples(json.loads(text)), dacite.Config(strict=True))
-        except (json.JSONDecodeError, dacite.DaciteError) as error:
+            content = _tuples(json.loads(text))
+            # The detector by itself first: of a union, dacite says no more than that nothing matched.
+            architectures = {config.architecture: config for config in get_args(AnyDetectorConfig)}
+            model = content.get("model", {})
+            name = model.get("architecture")
+            _require(name in architectures, f"the architecture {name!r} is none of {', '.join(architectures)}")
+            content["model"] = dacite.from_dict(architectures[name], model, strict)
+            return dacite.from_dict(RunConfig, content, strict)
+        except (json.JSONDecodeError, AttributeError, dacite.DaciteError) as error:
             raise UserError(f"This is not the description of a run: {error}") from error
 
 

@@ -16,11 +16,15 @@ from pathlib import Path
 
 from augfpn.errors import UserError
 from augfpn.experiments.config import (
+    AnyDetectorConfig,
     BackboneConfig,
     BoxConfig,
     DataConfig,
     FasterRCNNConfig,
+    FCOSConfig,
+    MaskConfig,
     ProposalConfig,
+    RetinaNetConfig,
     RunConfig,
     SyntheticConfig,
     TrainingConfig,
@@ -30,24 +34,35 @@ from augfpn.experiments.paper import find_experiment, unknown
 
 @dataclass(frozen=True, kw_only=True)
 class Scale:
-    """``model`` turns an experiment's model into the one that is run; ``data`` is without a root."""
+    """``model`` turns an experiment's model into the one that is run; ``data`` is without a root.
+
+    ``training``: None for the experiment's own.
+    """
 
     name: str
-    model: Callable[[FasterRCNNConfig], FasterRCNNConfig]
+    model: Callable[[AnyDetectorConfig], AnyDetectorConfig]
     data: DataConfig
-    training: TrainingConfig
+    training: TrainingConfig | None
 
 
 def _small(
     channels: int, width: int, num_proposals: int, num_sampled: int
-) -> Callable[[FasterRCNNConfig], FasterRCNNConfig]:
-    """A model for images of about 128 pixels: anchors and level assignment shrink with them."""
+) -> Callable[[AnyDetectorConfig], AnyDetectorConfig]:
+    """A model for images of about 128 pixels: anchors, ranges and level assignment shrink with them."""
 
-    def shrink(model: FasterRCNNConfig) -> FasterRCNNConfig:
-        return replace(
+    def shrink(model: AnyDetectorConfig) -> AnyDetectorConfig:
+        small = replace(
             model,
             backbone=BackboneConfig(name="resnet10t", weights=None, frozen_stages=0, frozen_batch_norm=False),
             channels=channels,
+            box=BoxConfig(width=width, num_sampled=num_sampled),
+        )
+        if isinstance(small, RetinaNetConfig):
+            return replace(small, anchor_scale=1.5)
+        if isinstance(small, FCOSConfig):
+            return replace(small, finest_range=12.0)
+        return replace(
+            small,
             finest_side=14.0,
             proposals=ProposalConfig(
                 anchor_scale=3.0,
@@ -56,13 +71,13 @@ def _small(
                 num_before_nms=num_proposals,
                 num=num_proposals,
             ),
-            box=BoxConfig(width=width, num_sampled=num_sampled),
+            mask=None if small.mask is None else MaskConfig(width=channels),
         )
 
     return shrink
 
 
-def _from_scratch(model: FasterRCNNConfig) -> FasterRCNNConfig:
+def _from_scratch(model: AnyDetectorConfig) -> AnyDetectorConfig:
     """The paper's architecture with a backbone that learns everything itself."""
     backbone = replace(model.backbone, weights=None, frozen_stages=0, frozen_batch_norm=False)
     return replace(model, backbone=backbone)
@@ -121,7 +136,7 @@ SCALES: dict[str, Scale] = {
                 _FROM_SCRATCH, learning_rate=4e-4, steps=1500, warmup_steps=100, checkpoint_every=500, num_workers=8
             ),
         ),
-        Scale(name="paper", model=lambda model: model, data=DataConfig(), training=TrainingConfig()),
+        Scale(name="paper", model=lambda model: model, data=DataConfig(), training=None),
     )
 }
 
@@ -169,7 +184,10 @@ def plan(
         )
     if overfit is not None:
         data_config = replace(data_config, flip_probability=0.0)
-    training = chosen.training
+    described = find_experiment(experiment)
+    model = chosen.model(described.model)
+    data_config = replace(data_config, masks=isinstance(model, FasterRCNNConfig) and model.mask is not None)
+    training = chosen.training or described.training
     if steps is not None:
         training = replace(training, steps=steps, epochs=None)
     if batch_size is not None:
@@ -180,7 +198,7 @@ def plan(
         experiment=experiment,
         scale=scale,
         seed=seed,
-        model=chosen.model(find_experiment(experiment).model),
+        model=model,
         data=data_config,
         training=training,
     )

@@ -18,6 +18,15 @@ from augfpn.ops.matching import FOREGROUND, Matcher, Sampler
 from augfpn.ops.nms import batched_nms
 from augfpn.structures import Detections, Proposals, RoISamples, Targets
 
+# Cells a side of the pooled RoI.
+ROI_SIZE = 7
+# Detections with a side of fewer pixels, as of an RoI that left the image, are none.
+SMALLEST_SIDE = 0.01
+
+
+# Which RoIs are foreground, in the release and in torchvision.
+ROI_MATCHER = Matcher(foreground_iou=0.5, background_iou=0.5, lowest_best_iou=0.5)
+
 
 class BoxPredictions(NamedTuple):
     """``logits (N, K + 1)``, background first; ``deltas (N, K + 1, 4)``, those of background unused."""
@@ -39,18 +48,38 @@ class BoxHead(nn.Module):
         num_classes: K, without background.
         width: of the two fully connected layers.
         roi_size: S.
+        num_levels: more than 1 for PANet's adaptive feature pooling, whose features are ``(N, L, in_channels, S, S)``.
     """
 
-    def __init__(self, in_channels: int, num_classes: int, width: int = 1024, roi_size: int = 7) -> None:
+    def __init__(
+        self, in_channels: int, num_classes: int, width: int = 1024, roi_size: int = ROI_SIZE, num_levels: int = 1
+    ) -> None:
         super().__init__()
-        self.fc1 = xavier(nn.Linear(in_channels * roi_size**2, width))
+        inputs = in_channels * roi_size**2
+        self.fc1 = xavier(nn.Linear(inputs, width)) if num_levels == 1 else MaxOverLevels(inputs, width, num_levels)
         self.fc2 = xavier(nn.Linear(width, width))
         self.classifier = gaussian(nn.Linear(width, num_classes + 1), std=0.01)
         self.regressor = gaussian(nn.Linear(width, (num_classes + 1) * 4), std=0.001)
 
     def forward(self, features: Tensor) -> BoxPredictions:
-        hidden = self.fc2(self.fc1(features.flatten(1)).relu()).relu()
+        hidden = self.fc2(self.fc1(features.flatten(-3)).relu()).relu()
         return BoxPredictions(self.classifier(hidden), self.regressor(hidden).unflatten(1, (-1, 4)))
+
+
+class MaxOverLevels(nn.Module):
+    """The first layer of a head with PANet's adaptive feature pooling: a layer for each level, then the largest output.
+
+    Three more layers of 12544 × 1024 are what the paper counts as 38.53 M extra parameters (Section 4.4).
+    """
+
+    def __init__(self, inputs: int, outputs: int, num_levels: int) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(xavier(nn.Linear(inputs, outputs)) for _ in range(num_levels))
+
+    def forward(self, features: Tensor) -> Tensor:
+        """``(N, outputs)`` from ``features (N, L, inputs)``."""
+        outputs = [layer(of_level) for layer, of_level in zip(self.layers, features.unbind(1), strict=True)]
+        return torch.stack(outputs).amax(dim=0)
 
 
 def sample_rois(proposals: Proposals, targets: Targets, matcher: Matcher, sampler: Sampler) -> RoISamples:
@@ -64,11 +93,13 @@ def sample_rois(proposals: Proposals, targets: Targets, matcher: Matcher, sample
     return RoISamples(boxes, labels, take_boxes(targets.boxes, objects), objects, sampled)
 
 
-def box_losses(predictions: BoxPredictions, samples: RoISamples, coder: BoxCoder) -> BoxLosses:
+def box_losses(
+    predictions: BoxPredictions, samples: RoISamples, coder: BoxCoder, smooth_l1_beta: float = 1.0
+) -> BoxLosses:
     """The two terms of Equation 1 for one set of predictions.
 
-    Cross-entropy, averaged over the sampled RoIs of the batch; smooth L1 (β = 1) of the deltas of the true class,
-    summed over the foreground's coordinates and divided by the number of sampled RoIs.
+    Cross-entropy, averaged over the sampled RoIs of the batch; smooth L1 of the deltas of the true class, summed over
+    the foreground's coordinates and divided by the number of sampled RoIs.
     """
     labels, valid = samples.labels.flatten(), samples.valid.flatten()
     num_sampled = valid.sum().clamp(min=1)
@@ -79,7 +110,8 @@ def box_losses(predictions: BoxPredictions, samples: RoISamples, coder: BoxCoder
     unit = torch.cat([torch.zeros_like(deltas[:, :2]), torch.ones_like(deltas[:, 2:])], dim=1)
     rois = torch.where(foreground[:, None], samples.boxes.flatten(0, 1), unit)
     towards = torch.where(foreground[:, None], samples.matched_boxes.flatten(0, 1), unit)
-    distance = F.smooth_l1_loss(deltas, coder.encode(towards, rois), reduction="none").sum(dim=1)
+    goal = coder.encode(towards, rois)
+    distance = F.smooth_l1_loss(deltas, goal, reduction="none", beta=smooth_l1_beta).sum(dim=1)
     return BoxLosses(classifier, (distance * foreground).sum() / num_sampled)
 
 
@@ -101,7 +133,8 @@ def detections_from(
     boxes = coder.decode(deltas, proposals.boxes[:, :, None, :]).flatten(1, 2)
     boxes = clip(boxes, sizes)
     labels = torch.arange(1, num_classes + 1, device=scores.device).expand(num_images, num_rois, -1).flatten(1)
-    candidates = ((scores > score_threshold) & proposals.valid[..., None]).flatten(1)
+    has_area = (boxes[..., 2:] - boxes[..., :2] >= SMALLEST_SIDE).all(dim=-1)
+    candidates = ((scores > score_threshold) & proposals.valid[..., None]).flatten(1) & has_area
     scores = scores.flatten(1)
     indices, valid = batched_nms(boxes, scores, labels, candidates, nms_iou, num)
     return Detections(

@@ -17,6 +17,9 @@ from augfpn.ops.matching import FOREGROUND, Matcher, Sampler
 from augfpn.ops.nms import batched_nms
 from augfpn.structures import Proposals, Pyramid, Targets
 
+# Proposals with a side of fewer pixels, as of an anchor outside the image, are none.
+SMALLEST_SIDE = 1e-3
+
 
 class ProposalPredictions(NamedTuple):
     """Of all anchors, level after level: ``logits (B, A)``, ``deltas (B, A, 4)``, ``anchors (A, 4)``."""
@@ -28,6 +31,14 @@ class ProposalPredictions(NamedTuple):
 
 
 @dataclass(frozen=True, kw_only=True)
+class ProposalCounts:
+    """The best ``before_nms`` anchors of each level go through suppression, the best ``num`` of an image come out."""
+
+    before_nms: int = 2000
+    num: int = 2000
+
+
+@dataclass(frozen=True, kw_only=True)
 class ProposalRules:
     """How anchors are trained and proposals chosen. The values are the paper's settings (Section 4.2)."""
 
@@ -36,9 +47,9 @@ class ProposalRules:
     coder: BoxCoder = BoxCoder()
     smooth_l1_beta: float = 1 / 9
     train_inside_only: bool = True
-    num_before_nms: int = 2000
     nms_iou: float = 0.7
-    num_proposals: int = 2000
+    training: ProposalCounts = ProposalCounts()
+    inference: ProposalCounts = ProposalCounts()
 
 
 class RegionProposals(nn.Module):
@@ -47,7 +58,7 @@ class RegionProposals(nn.Module):
     Args:
         channels: of the pyramid.
         anchors: the anchor shapes.
-        rules: training and selection. ``num_before_nms`` counts a level, ``num_proposals`` an image.
+        rules: training and selection.
     """
 
     def __init__(self, channels: int, anchors: AnchorGenerator, rules: ProposalRules) -> None:
@@ -72,14 +83,14 @@ class RegionProposals(nn.Module):
     @torch.no_grad()
     def propose(self, predictions: ProposalPredictions, sizes: Tensor) -> Proposals:
         """The best proposals of each image of ``sizes (B, 2)``, after suppression within each level."""
-        scores = predictions.logits.sigmoid()
-        indices = _best_of_each_level(scores, predictions.num_anchors, self.rules.num_before_nms)
-        levels = _repeat_each(predictions.num_anchors, self.rules.num_before_nms, scores.device).expand_as(indices)
-        scores = scores.gather(1, indices)
+        counts = self.rules.training if self.training else self.rules.inference
+        indices = _best_of_each_level(predictions.logits, predictions.num_anchors, counts.before_nms)
+        levels = _repeat_each(predictions.num_anchors, counts.before_nms, indices.device).expand_as(indices)
+        scores = predictions.logits.gather(1, indices).sigmoid()
         anchors = predictions.anchors[indices]
         boxes = clip(self.rules.coder.decode(take_boxes(predictions.deltas, indices), anchors), sizes)
-        has_area = (boxes[..., 2:] > boxes[..., :2]).all(dim=-1)
-        num = min(self.rules.num_proposals, indices.shape[1])
+        has_area = (boxes[..., 2:] - boxes[..., :2] >= SMALLEST_SIDE).all(dim=-1)
+        num = min(counts.num, indices.shape[1])
         kept, valid = batched_nms(boxes, scores, levels, has_area, self.rules.nms_iou, num)
         return Proposals(take_boxes(boxes, kept), scores.gather(1, kept) * valid, valid)
 

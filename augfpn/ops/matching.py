@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -27,12 +27,14 @@ class Matcher:
 
     A box is foreground from ``foreground_iou`` on, background below ``background_iou``, and ignored in between. With
     ``lowest_best_iou``, the boxes that overlap an object best are foreground too, if they overlap it at least by so
-    much: the region proposal network's rule, by which no object stays without an anchor.
+    much: the region proposal network's rule, by which no object stays without an anchor. ``best_of``: such a box is
+    matched to the "object" of which it is the best, or to the one that it overlaps most ("overlap").
     """
 
     foreground_iou: float
     background_iou: float
     lowest_best_iou: float | None = None
+    best_of: Literal["object", "overlap"] = "object"
 
     def __call__(self, boxes: Tensor, targets: Targets, usable: Tensor | None = None) -> Matches:
         """Matches ``boxes (B, N, 4)`` or ``(N, 4)``, the same for all images, to the objects of each image.
@@ -51,9 +53,10 @@ class Matcher:
         if self.lowest_best_iou is not None:
             best_of_object = iou.max(dim=2, keepdim=True).values
             is_best = (iou == best_of_object) & (best_of_object >= self.lowest_best_iou)
-            # An anchor that is the best of several objects goes to the last of them, as in the release.
-            last = num_objects - 1 - is_best.flip(1).to(torch.uint8).argmax(dim=1)
-            indices = torch.where(is_best.any(dim=1), last, indices)
+            if self.best_of == "object":
+                # An anchor that is the best of several objects goes to the last of them, as in the release.
+                last = num_objects - 1 - is_best.flip(1).to(torch.uint8).argmax(dim=1)
+                indices = torch.where(is_best.any(dim=1), last, indices)
             kinds = torch.where(is_best.any(dim=1), FOREGROUND, kinds)
         if usable is not None:
             kinds = torch.where(usable, kinds, IGNORED)
@@ -74,10 +77,15 @@ class Sampler:
     num: int
     foreground_fraction: float
 
+    @property
+    def most_foreground(self) -> int:
+        """The sampled boxes after this many are background."""
+        return int(self.num * self.foreground_fraction)
+
     def __call__(self, kinds: Tensor) -> Sample:
         """Samples from ``kinds (B, N)``, with PyTorch's global random numbers."""
         num = min(self.num, kinds.shape[1])
-        most_foreground = min(int(self.num * self.foreground_fraction), num)
+        most_foreground = min(self.most_foreground, num)
         lot = torch.rand(kinds.shape, device=kinds.device)
         foreground_lot = torch.where(kinds == FOREGROUND, lot, -1.0)
         drawn, where = foreground_lot.topk(most_foreground, dim=1)

@@ -16,8 +16,9 @@ def resized_size(height: int, width: int, short_side: int, long_side: int) -> tu
     return max(1, int(height * factor)), max(1, int(width * factor))
 
 
-def resize(image: torch.Tensor, short_side: int, long_side: int) -> torch.Tensor:
-    """``image (3, H, W)`` at `resized_size`, or boxes (a `tv_tensors.BoundingBoxes`) along with it."""
+def resize(image: torch.Tensor, short_side: int, long_side: int, antialias: bool = True) -> torch.Tensor:
+    """``image (3, H, W)`` at `resized_size`, or boxes or masks (of `tv_tensors`) along with it."""
     height, width = v2.get_size(image)
-    resized: torch.Tensor = v2.resize(image, list(resized_size(height, width, short_side, long_side)), antialias=True)
+    size = list(resized_size(height, width, short_side, long_side))
+    resized: torch.Tensor = v2.resize(image, size, antialias=antialias)
     return resized

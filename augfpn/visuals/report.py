@@ -54,7 +54,7 @@ def write_report(runs: list[Run], out: Path, device: torch.device) -> Path:
             "Ground truth and the detections of each model on the same images",
         ),
     }
-    fused = next((run for run in runs if run.config.model.soft_roi_selection is not None), None)
+    fused = next((run for run in runs if getattr(run.config.model, "soft_roi_selection", None) is not None), None)
     if fused is not None:
         dataset = open_dataset(fused.config.data, "val")
         batches = evaluation_batches(dataset, fused.config.data, batch_size=8)

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from augfpn.data.dataset import SelectedImages
 from augfpn.data.loading import Batch, evaluation_batches, open_dataset
+from augfpn.detectors.faster_rcnn import FasterRCNN
 from augfpn.engine.runs import Run
 
 
@@ -62,6 +63,7 @@ def sample_detections(run: Run, samples: ImageSamples, device: torch.device) -> 
 def sample_fusion(run: Run, samples: ImageSamples, device: torch.device) -> FusedRoIs:
     """The fusion weights of the surest detection of each sample."""
     model = run.load_model(device)
+    assert isinstance(model, FasterRCNN), "one-stage detectors fuse no RoIs"
     images = samples.batch.images.to(device)
     detections = model.detect(images)
     rois = detections.rois[:, :1]

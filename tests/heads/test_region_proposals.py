@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from augfpn.heads.region_proposals import ProposalPredictions, ProposalRules, RegionProposals
+from augfpn.heads.region_proposals import ProposalCounts, ProposalPredictions, ProposalRules, RegionProposals
 from augfpn.ops.anchors import AnchorGenerator
 from augfpn.ops.matching import Sampler
 from augfpn.structures import Pyramid, Targets
@@ -61,13 +61,13 @@ def test_losses_are_finite_without_objects():
 
 
 def test_proposals_are_the_best_boxes_cut_to_the_image_and_padded():
-    made = rpn(num_proposals=5).propose(predictions([-1.0, 2.0, 1.0]), SIZES)
+    made = rpn(training=ProposalCounts(num=5)).propose(predictions([-1.0, 2.0, 1.0]), SIZES)
     assert made.boxes[0, made.valid[0]].tolist() == [[60, 60, 80, 80], [0, 60, 20, 80], [12, 10, 32, 30]]
     assert made.scores[0, made.valid[0]].tolist() == torch.tensor([2.0, 1.0, -1.0]).sigmoid().tolist()
 
 
 def test_each_level_gives_its_best_anchors_before_suppression():
-    made = rpn(num_before_nms=1, num_proposals=5).propose(predictions([-1.0, 2.0, -3.0]), SIZES)
+    made = rpn(training=ProposalCounts(before_nms=1, num=5)).propose(predictions([-1.0, 2.0, -3.0]), SIZES)
     assert made.boxes[0, made.valid[0]].tolist() == [[60, 60, 80, 80], [0, 60, 20, 80]]
 
 
@@ -89,3 +89,10 @@ def test_predictions_of_a_cell_belong_to_the_anchors_of_that_cell():
 def test_a_sample_averages_over_what_was_drawn():
     losses = rpn(sampler=Sampler(num=1, foreground_fraction=1.0)).losses(predictions([0.0, 9.0, 9.0]), OBJECT, SIZES)
     assert losses["loss_objectness"].item() == pytest.approx(math.log(2))
+
+
+def test_fewer_proposals_can_be_made_at_inference():
+    network = rpn(inference=ProposalCounts(before_nms=1, num=1))
+    made = predictions([3.0, 2.0, 1.0])
+    assert network.propose(made, SIZES).valid.sum() == 3
+    assert network.eval().propose(made, SIZES).valid.sum() == 1
