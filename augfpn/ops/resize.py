@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import torch
+from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as v2
+from torchvision.tv_tensors import Mask
 
 
 def resized_size(height: int, width: int, short_side: int, long_side: int) -> tuple[int, int]:
@@ -17,7 +19,10 @@ def resized_size(height: int, width: int, short_side: int, long_side: int) -> tu
 
 
 def resize(image: torch.Tensor, short_side: int, long_side: int) -> torch.Tensor:
-    """``image (3, H, W)`` at `resized_size`, or boxes (a `tv_tensors.BoundingBoxes`) along with it."""
+    """``image (3, H, W)`` at `resized_size`, or boxes or masks (`tv_tensors` of these kinds) along with it."""
     height, width = v2.get_size(image)
-    resized: torch.Tensor = v2.resize(image, list(resized_size(height, width, short_side, long_side)), antialias=True)
+    size = list(resized_size(height, width, short_side, long_side))
+    # A pixel of a mask is on the object or not. The exact kind of nearest does not shift it by half a pixel.
+    how = InterpolationMode.NEAREST_EXACT if isinstance(image, Mask) else InterpolationMode.BILINEAR
+    resized: torch.Tensor = v2.resize(image, size, interpolation=how, antialias=True)
     return resized
