@@ -40,7 +40,7 @@ def train(
     overfit: Annotated[
         int | None, typer.Option(help="Train and evaluate on the first so many training images.")
     ] = None,
-    strict: Annotated[bool, typer.Option(help="Refuse data with faulty boxes rather than drop them.")] = False,
+    strict: Annotated[bool, typer.Option(help="Refuse data with faulty objects rather than drop them.")] = False,
     steps: Annotated[Optional[int], typer.Option(help="Train for so many steps in the place of the scale's.")] = None,  # noqa: UP045
     batch_size: Annotated[Optional[int], typer.Option(help="Images a step; the learning rate follows.")] = None,  # noqa: UP045
     learning_rate: Annotated[float | None, typer.Option(help="The highest rate, in the place of the scale's.")] = None,

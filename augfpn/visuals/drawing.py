@@ -14,8 +14,8 @@ from augfpn.data.segmentations import binary
 # Small pictures are enlarged until their shorter side has so many pixels, so that labels can be read.
 READABLE_SIDE = 384
 FONT_SIZE = 12
-# How much of the picture a mask covers, of 255, and the width of its contour in pixels, an odd number.
-FILL_OPACITY, CONTOUR = 90, 3
+# The opacity of a mask, of 255, and the width of its contour in pixels.
+FILL_OPACITY, CONTOUR = 100, 2
 
 
 def draw_detections(
@@ -55,7 +55,7 @@ def _draw_mask(picture: Image.Image, mask: Tensor, colour: tuple[int, ...]) -> N
     """Covers ``mask (H, W)`` of 0 and 1, enlarged to the picture, with a translucent colour within a contour of it."""
     shape = Image.fromarray(mask.numpy() * np.uint8(255)).resize(picture.size, Image.Resampling.BILINEAR)
     shape = shape.point(lambda value: 255 if value >= 128 else 0)
-    inside = shape.filter(ImageFilter.MinFilter(2 * CONTOUR - 1))
+    inside = shape.filter(ImageFilter.MinFilter(2 * CONTOUR + 1))
     opacity = np.where(np.asarray(inside) > 0, FILL_OPACITY, np.asarray(shape)).astype(np.uint8)
     picture.paste(colour, mask=Image.fromarray(opacity))
 
