@@ -40,7 +40,7 @@ def train(
     overfit: Annotated[
         int | None, typer.Option(help="Train and evaluate on the first so many training images.")
     ] = None,
-    strict: Annotated[bool, typer.Option(help="Refuse data with faulty boxes rather than drop them.")] = False,
+    strict: Annotated[bool, typer.Option(help="Refuse data with faulty objects rather than drop them.")] = False,
     steps: Annotated[Optional[int], typer.Option(help="Train for so many steps in the place of the scale's.")] = None,  # noqa: UP045
     batch_size: Annotated[Optional[int], typer.Option(help="Images a step; the learning rate follows.")] = None,  # noqa: UP045
     learning_rate: Annotated[float | None, typer.Option(help="The highest rate, in the place of the scale's.")] = None,
@@ -70,7 +70,7 @@ def train(
 
 @app.command()
 def evaluate(run: Path, device: Device = None) -> None:
-    """Evaluates a trained run on its validation images and prints COCO's twelve figures."""
+    """Evaluates a trained run on its validation images and prints COCO's twelve figures, of masks too if it has any."""
     from augfpn.engine import Run, evaluate
 
     evaluate(Run.open(run), _device(device))
@@ -94,13 +94,13 @@ def predict(
     opened = Run.open(run)
     predictions = predict(opened, images, _device(device))
     names = [category.name for category in opened.categories]
-    for number, (path, image, detections) in enumerate(predictions, start=1):
+    for number, prediction in enumerate(predictions, start=1):
+        path, scores = prediction.path, prediction.boxes["scores"]
         with written_whole(out / f"{number:04d}_{path.stem}.png") as temporary:
-            draw_detections(image, detections, names, score_threshold).save(temporary, format="PNG")
-        num_drawn = int((detections["scores"] >= score_threshold).sum())
-        print(
-            f"{path}: {num_drawn} of {len(detections['scores'])} detections drawn (--score-threshold {score_threshold})"
-        )
+            picture = draw_detections(prediction.image, prediction.detections, names, score_threshold)
+            picture.save(temporary, format="PNG")
+        num_drawn = int((scores >= score_threshold).sum())
+        print(f"{path}: {num_drawn} of {len(scores)} detections drawn (--score-threshold {score_threshold})")
     print(write_json(out / "predictions.json", as_coco(predictions, opened), indent=1))
 
 
@@ -172,10 +172,13 @@ def _device(name: str | None):  # type: ignore[no-untyped-def]
 
 def _print_figures(path: Path) -> None:
     from augfpn.engine import Run
-    from augfpn.engine.evaluate import FIGURES
+    from augfpn.engine.evaluate import FIGURES, MASK_FIGURES
 
     metrics = Run(path).metrics
-    print("  ".join(f"{name} –" if metrics[name] is None else f"{name} {metrics[name]:.3f}" for name in FIGURES))
+    for names in (FIGURES, MASK_FIGURES):
+        # Only runs with masks have the second line.
+        if names[0] in metrics:
+            print("  ".join(f"{name} –" if metrics[name] is None else f"{name} {metrics[name]:.3f}" for name in names))
     print(path)
 
 

@@ -6,7 +6,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from augfpn.cli import _print_figures
 from augfpn.engine import Run
+from augfpn.engine.evaluate import FIGURES, MASK_FIGURES
+from augfpn.files import write_json
 
 
 def augfpn(*arguments, cwd=None):
@@ -36,6 +39,20 @@ def test_evaluate_prints_the_twelve_figures(run):
     assert [word for word in done.stdout.split() if word.startswith("A")][:12] == [
         "AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl",
     ]  # fmt: skip
+
+
+def test_the_figures_of_masks_are_printed_on_a_line_of_their_own_where_there_are_any(tmp_path, capsys):
+    boxes = dict.fromkeys(FIGURES, 0.5)
+    masks = dict.fromkeys(MASK_FIGURES, 0.25) | {"mask_APl": None}
+    for metrics, expected in ((boxes, 1), (boxes | masks, 2)):
+        write_json(tmp_path / "metrics.json", metrics)
+        _print_figures(tmp_path)
+        *lines, path = capsys.readouterr().out.splitlines()
+        assert path == str(tmp_path)
+        assert len(lines) == expected
+    assert lines[0].startswith("AP 0.500  AP50 0.500")
+    assert lines[1].startswith("mask_AP 0.250  mask_AP50 0.250")
+    assert "mask_APl –" in lines[1]
 
 
 def test_predict_writes_annotated_pictures_and_coco_json(run, tmp_path):

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from augfpn.data.dataset import Category, DataProblem
+from augfpn.data.segmentations import SegmentationError, compress
 from augfpn.errors import UserError
 
 # An overhang of a box in pixels that is rounding, not a mistake.
@@ -33,7 +34,10 @@ class CocoImage:
 
 @dataclass(frozen=True)
 class CocoBox:
-    """``corners``: x1, y1, x2, y2 within the image. ``annotation``: all of COCO's fields, with the box cut likewise."""
+    """``corners``: x1, y1, x2, y2 within the image. ``annotation``: all of COCO's fields, with the box cut likewise.
+
+    Where masks are asked for, the annotation's ``segmentation`` is packed run lengths, whatever the file has.
+    """
 
     image_id: int
     category_id: int
@@ -44,7 +48,7 @@ class CocoBox:
 
 @dataclass(frozen=True)
 class CocoContent:
-    """The usable content of an annotation file; ``problems`` are the boxes that were dropped or cut."""
+    """The usable content of an annotation file; ``problems`` are the objects that were dropped or cut."""
 
     info: dict[str, Any]
     categories: tuple[Category, ...]
@@ -53,8 +57,11 @@ class CocoContent:
     problems: list[DataProblem]
 
 
-def read_annotations(path: Path) -> CocoContent:
-    """Reads an annotation file. What cannot be used is a DataError that names the file, the entry and the field."""
+def read_annotations(path: Path, masks: bool = False) -> CocoContent:
+    """Reads an annotation file. What cannot be used is a DataError that names the file, the entry and the field.
+
+    With ``masks``, an object without a usable one is a problem and dropped; without, nobody looks at them.
+    """
     content = _load(path)
     categories = _collect(path, content["categories"], "categories", _category)
     if not categories:
@@ -69,7 +76,7 @@ def read_annotations(path: Path) -> CocoContent:
         path,
         content["annotations"],
         "annotations",
-        lambda entry, where: _box(entry, where, image_of, category_ids),
+        lambda entry, where: _box(entry, where, image_of, category_ids, masks),
     )
     return CocoContent(
         info=content.get("info", {}),
@@ -160,7 +167,7 @@ def _image(entry: Any, where: str) -> CocoImage:
 
 
 def _box(
-    entry: Any, where: str, image_of: dict[int, CocoImage], category_ids: set[int]
+    entry: Any, where: str, image_of: dict[int, CocoImage], category_ids: set[int], masks: bool
 ) -> tuple[CocoBox | None, DataProblem | None]:
     """The box as far as it can be used, and what is wrong with it."""
     image_id, category_id = _integer(entry, "image_id"), _integer(entry, "category_id")
@@ -189,6 +196,11 @@ def _box(
         "area": float(area) if _is_number(area) else (x2 - x1) * (y2 - y1),
         "iscrowd": int(is_crowd),
     }
+    if masks:
+        try:
+            annotation["segmentation"] = compress(entry.get("segmentation"), image.height, image.width)
+        except SegmentationError as error:
+            return None, DataProblem(f"{where} in {image.file_name}", f"the segmentation {error}; dropped.")
     return CocoBox(image_id, category_id, (x1, y1, x2, y2), bool(is_crowd), annotation), problem
 
 

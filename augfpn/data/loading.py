@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import v2
-from torchvision.tv_tensors import BoundingBoxes, Image
+from torchvision.tv_tensors import BoundingBoxes, Image, Mask
 
 from augfpn.data.coco import CocoDataset
 from augfpn.data.coco_format import DataError
@@ -62,13 +62,13 @@ def open_datasets(config: DataConfig) -> tuple[DetectionDataset, DetectionDatase
 
 def _open(config: DataConfig, split: str) -> DetectionDataset:
     if config.root is not None:
-        return CocoDataset.open(Path(config.root), split, config.strict)
+        return CocoDataset.open(Path(config.root), split, config.strict, config.masks)
     synthetic = config.synthetic
     if synthetic is None:
         raise UserError("This run names no data: neither a folder nor the synthetic set.")
     if split == "train":
-        return SyntheticDataset(synthetic.size, synthetic.num_train, synthetic.seed)
-    return SyntheticDataset(synthetic.size, synthetic.num_val, synthetic.seed, FIRST_SYNTHETIC_VAL)
+        return SyntheticDataset(synthetic.size, synthetic.num_train, synthetic.seed, masks=config.masks)
+    return SyntheticDataset(synthetic.size, synthetic.num_val, synthetic.seed, FIRST_SYNTHETIC_VAL, masks=config.masks)
 
 
 def training_batches(
@@ -137,11 +137,14 @@ class _Prepared(Dataset[tuple[Sample, tuple[int, int]]]):
         epoch, index = pick
         sample = self.dataset[index]
         height, width = sample.image.shape[1:]
-        boxes = BoundingBoxes(sample.boxes, format="XYXY", canvas_size=(height, width))
+        parts = [Image(sample.image), BoundingBoxes(sample.boxes, format="XYXY", canvas_size=(height, width))]
+        if sample.masks is not None:
+            parts.append(Mask(sample.masks))
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed_of(self.seed, epoch, index))
-            image, boxes = self.flip(resize(Image(sample.image), *self.sides), resize(boxes, *self.sides))
-        return replace(sample, image=image.as_subclass(Tensor), boxes=boxes.as_subclass(Tensor)), (height, width)
+            parts = self.flip([resize(part, *self.sides) for part in parts])
+        image, boxes, *masks = (part.as_subclass(Tensor) for part in parts)
+        return replace(sample, image=image, boxes=boxes, masks=masks[0] if masks else None), (height, width)
 
 
 def _loader(prepared: _Prepared, picks: Any, num_workers: int) -> Iterator[Batch]:
@@ -160,9 +163,17 @@ def _loader(prepared: _Prepared, picks: Any, num_workers: int) -> Iterator[Batch
 
 def _collate(items: Sequence[tuple[Sample, tuple[int, int]]]) -> Batch:
     samples = [sample for sample, _ in items]
+    images = Images.pad([sample.image for sample in samples])
+    height, width = images.pixels.shape[-2:]
+    masks = [sample.masks for sample in samples if sample.masks is not None]
     return Batch(
-        Images.pad([sample.image for sample in samples]),
-        Targets.pad([sample.boxes for sample in samples], [sample.labels for sample in samples]),
+        images,
+        Targets.pad(
+            [sample.boxes for sample in samples],
+            [sample.labels for sample in samples],
+            masks or None,
+            size=(height, width),
+        ),
         tuple(sample.image_id for sample in samples),
         torch.tensor([size for _, size in items]),
     )

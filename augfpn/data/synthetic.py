@@ -26,6 +26,7 @@ from PIL import Image
 from pycocotools import mask as rle
 
 from augfpn.data.dataset import Category, DataProblem, Sample
+from augfpn.data.segmentations import decode, encode
 from augfpn.errors import UserError
 from augfpn.files import write_json
 
@@ -99,13 +100,14 @@ class _Scene:
 class SyntheticDataset:
     """``num_images`` synthetic images, square, of ``size`` pixels, from index ``first`` on.
 
-    Training and validation sets are different ranges of indices of the same seed.
+    Training and validation sets are different ranges of indices of the same seed. With ``masks``, samples carry what
+    can be seen of each object.
     """
 
     categories = CATEGORIES
     problems: list[DataProblem] = []  # noqa: RUF012 (what is drawn is never wrong)
 
-    def __init__(self, size: int, num_images: int, seed: int = 0, first: int = 0) -> None:
+    def __init__(self, size: int, num_images: int, seed: int = 0, first: int = 0, masks: bool = False) -> None:
         if size < 32:
             raise UserError(
                 f"Synthetic images need at least 32 pixels a side, not {size}: the smallest objects would vanish."
@@ -116,6 +118,7 @@ class SyntheticDataset:
         self.num_images = num_images
         self.seed = seed
         self.first = first
+        self.masks = masks
         self._cache: dict[int, _Drawn] = {}
 
     def __len__(self) -> int:
@@ -127,7 +130,8 @@ class SyntheticDataset:
         boxes = torch.tensor([o["bbox"] for o in seen], dtype=torch.float32).reshape(-1, 4)
         boxes[:, 2:] += boxes[:, :2]
         labels = torch.tensor([o["category_id"] for o in seen], dtype=torch.int64)
-        return Sample(index + 1, torch.from_numpy(pixels).permute(2, 0, 1).contiguous(), boxes, labels)
+        masks = decode([o["segmentation"] for o in seen], self.size, self.size) if self.masks else None
+        return Sample(index + 1, torch.from_numpy(pixels).permute(2, 0, 1).contiguous(), boxes, labels, masks)
 
     def ground_truth(self) -> dict[str, Any]:
         annotations = [
@@ -171,15 +175,16 @@ class SyntheticDataset:
         scene = draw_scene(self.size, np.random.default_rng((self.seed, self.first + index)))
         annotations = []
         for drawn in scene.objects:
-            encoded = rle.encode(np.asfortranarray(drawn.mask.astype(np.uint8)))
+            encoded: Any = encode(torch.from_numpy(drawn.mask[None]))[0]
             box = [float(side) for side in rle.toBbox(encoded)]
             annotations.append(
                 {
                     "category_id": drawn.label,
                     "bbox": box,
-                    # The box's area, so that small, medium and large mean the same for a ring as for a disk.
+                    # The box's area, so that small, medium and large mean the same for a ring as for a disk, and the
+                    # same for masks as for boxes.
                     "area": box[2] * box[3],
-                    "segmentation": {"size": encoded["size"], "counts": _text(encoded["counts"])},
+                    "segmentation": encoded,
                     "iscrowd": int(drawn.is_crowd),
                 }
             )
@@ -294,10 +299,6 @@ def _paint(pixels: Array, distance: Array, colour: Array, opacity: float) -> Non
     """Paints where the distance is negative, with an edge one pixel soft."""
     coverage = (np.clip(0.5 - distance, 0, 1) * opacity)[..., None]
     pixels[:] = pixels * (1 - coverage) + colour * coverage
-
-
-def _text(counts: str | bytes) -> str:
-    return counts if isinstance(counts, str) else counts.decode()
 
 
 def _paint_object(pixels: Array, distance: Array, rng: np.random.Generator) -> None:

@@ -5,12 +5,14 @@ from __future__ import annotations
 import contextlib
 import io
 import time
-from typing import Any
+from dataclasses import replace
+from typing import Any, Literal
 
 import torch
 
 from augfpn.data.dataset import Category
 from augfpn.data.loading import evaluation_batches, open_dataset
+from augfpn.data.segmentations import encode
 from augfpn.engine.runs import Run
 
 try:
@@ -22,22 +24,32 @@ except ImportError:
     from pycocotools.cocoeval import COCOeval
 
 FIGURES = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl")
+# The names of the same figures of masks.
+MASK_FIGURES = tuple(f"mask_{name}" for name in FIGURES)
 
 
 def evaluate(run: Run, device: torch.device) -> dict[str, Any]:
-    """Evaluates a trained run on the validation images of its data; writes ``metrics.json`` and ``detections.json``."""
+    """Evaluates a trained run on the validation images of its data; writes ``metrics.json`` and ``detections.json``.
+
+    COCO's twelve figures are of boxes; where the run's data has masks, `MASK_FIGURES` are those of masks.
+    """
     config = run.config
     model = run.load_model(device)
     dataset = open_dataset(config.data, "val")
+    # Only the ground truth needs the masks; those of a batch are large.
+    images = open_dataset(replace(config.data, masks=False), "val") if config.data.masks else dataset
     started = time.perf_counter()
     results = []
-    for batch in evaluation_batches(dataset, config.data, batch_size=8, num_workers=config.training.num_workers):
+    for batch in evaluation_batches(images, config.data, batch_size=8, num_workers=config.training.num_workers):
         detections = model.detect(batch.images.to(device))
         found = detections.per_image(batch.images.sizes, batch.original_sizes)
         for image_id, of_image in zip(batch.image_ids, found, strict=True):
             results += coco_results(image_id, of_image, run.categories)
     seconds = time.perf_counter() - started
-    metrics = coco_metrics(dataset.ground_truth(), results)
+    truth = dataset.ground_truth()
+    metrics = coco_metrics(truth, results)
+    if config.data.masks:
+        metrics |= dict(zip(MASK_FIGURES, coco_metrics(truth, results, "segm").values(), strict=True))
     run.write_results({**metrics, "num_images": len(dataset), "seconds": seconds}, results)
     return metrics
 
@@ -45,11 +57,14 @@ def evaluate(run: Run, device: torch.device) -> dict[str, Any]:
 def coco_results(
     image_id: int, detections: dict[str, torch.Tensor], categories: tuple[Category, ...]
 ) -> list[dict[str, Any]]:
-    """The detections of an image in COCO's result format, in the data set's own category ids."""
+    """The detections of an image in COCO's result format, in the data set's own category ids.
+
+    Where they have ``masks``, ``(D, 1, H, W)`` probabilities in the image, each result has its ``segmentation``.
+    """
     boxes = detections["boxes"].clone()
     boxes[:, 2:] -= boxes[:, :2]
     columns = zip(boxes.tolist(), detections["labels"].tolist(), detections["scores"].tolist(), strict=True)
-    return [
+    results: list[dict[str, Any]] = [
         {
             "image_id": image_id,
             "category_id": categories[label - 1].id,
@@ -58,14 +73,24 @@ def coco_results(
         }
         for box, label, score in columns
     ]
+    if "masks" in detections:
+        for result, segmentation in zip(results, encode(detections["masks"]), strict=True):
+            result["segmentation"] = segmentation
+    return results
 
 
-def coco_metrics(ground_truth: dict[str, Any], results: list[dict[str, Any]]) -> dict[str, float | None]:
-    """COCO's twelve figures for boxes, 0-1; None where there is nothing to measure."""
-    # Both libraries print their progress.
+def coco_metrics(
+    ground_truth: dict[str, Any], results: list[dict[str, Any]], kind: Literal["bbox", "segm"] = "bbox"
+) -> dict[str, float | None]:
+    """COCO's twelve figures for boxes or masks, 0-1; None where there is nothing to measure."""
+    # Results that have both are measured as if they had only what is asked for: COCO's own code would otherwise take
+    # the box's area for the mask's, and so other objects for small, medium and large.
+    other = {"bbox": "segmentation", "segm": "bbox"}[kind]
+    results = [{name: value for name, value in result.items() if name != other} for result in results]
+    # Both libraries print their progress, and add fields of their own to what they are given.
     with contextlib.redirect_stdout(io.StringIO()):
-        truth = _indexed(ground_truth)
-        evaluation = COCOeval(truth, _results(truth, results), "bbox")
+        truth = _indexed({**ground_truth, "annotations": [dict(entry) for entry in ground_truth["annotations"]]})
+        evaluation = COCOeval(truth, _results(truth, results), kind)
         evaluation.evaluate()
         evaluation.accumulate()
         evaluation.summarize()

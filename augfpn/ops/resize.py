@@ -17,7 +17,7 @@ def resized_size(height: int, width: int, short_side: int, long_side: int) -> tu
 
 
 def resize(image: torch.Tensor, short_side: int, long_side: int, antialias: bool = True) -> torch.Tensor:
-    """``image (3, H, W)`` at `resized_size`, or boxes or masks (of `tv_tensors`) along with it."""
+    """``image (3, H, W)`` at `resized_size`, or boxes or masks (`tv_tensors` of these kinds) along with it."""
     height, width = v2.get_size(image)
     size = list(resized_size(height, width, short_side, long_side))
     resized: torch.Tensor = v2.resize(image, size, antialias=antialias)

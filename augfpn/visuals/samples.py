@@ -17,7 +17,7 @@ from augfpn.engine.runs import Run
 
 @dataclass(frozen=True)
 class ImageSamples:
-    """Some images ``(3, H, W)`` uint8 at the size that the model sees, with their objects."""
+    """Some images ``(3, H, W)`` uint8 at the size that the model sees, with their objects: boxes, and masks if any."""
 
     images: list[Tensor]
     ground_truth: list[dict[str, Tensor]]
@@ -50,6 +50,10 @@ def sample_images(run: Run, num: int) -> ImageSamples:
         {"boxes": boxes[labels > 0], "labels": labels[labels > 0]}
         for boxes, labels in zip(targets.boxes, targets.labels, strict=True)
     ]
+    if targets.masks is not None:
+        for image, objects, masks in zip(images, truth, targets.masks, strict=True):
+            height, width = image.shape[1:]
+            objects["masks"] = masks[: len(objects["labels"]), :height, :width]
     return ImageSamples(images, truth, batch)
 
 

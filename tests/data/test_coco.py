@@ -1,11 +1,17 @@
 """A small COCO-format data set, and everything that can be wrong with one."""
 
+import contextlib
+import io
 import json
+import pickle
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from pycocotools import mask as rle
+from pycocotools.coco import COCO
+from torchvision.ops import masks_to_boxes
 
 from augfpn.data import CocoDataset, DataError
 
@@ -45,10 +51,10 @@ def root(tmp_path):
     return tmp_path
 
 
-def opened(root, content, strict=False):
+def opened(root, content, strict=False, masks=False):
     text = content if isinstance(content, str) else json.dumps(content)
     (root / "annotations" / "instances_train2017.json").write_text(text)
-    return CocoDataset.open(root, "train", strict)
+    return CocoDataset.open(root, "train", strict, masks)
 
 
 def test_samples_have_the_labels_of_the_sorted_categories_and_no_crowds(root, content):
@@ -300,3 +306,75 @@ def test_many_problems_are_counted_and_the_first_are_shown(root, content):
 def test_real_data_sets_are_read_without_a_problem(real_images, name, num_boxes):
     dataset = CocoDataset.open(real_images / name, "train", strict=True)
     assert sum(len(dataset[index].labels) for index in range(len(dataset))) == num_boxes
+
+
+SQUARE = [1, 2, 11, 2, 11, 14, 1, 14]
+
+
+@pytest.fixture
+def masked(content):
+    """The small data set, its objects with a mask of each kind that COCO has."""
+    pixels = np.zeros((30, 40), dtype=np.uint8, order="F")
+    pixels[2:14, 20:35] = 1
+    packed = rle.encode(pixels)
+    segmentations = [
+        [SQUARE],
+        {"size": [30, 40], "counts": packed["counts"].decode()},
+        {"size": [30, 40], "counts": [0, 30 * 40]},
+    ]
+    for annotation, segmentation in zip(content["annotations"], segmentations, strict=True):
+        annotation["segmentation"] = segmentation
+    return content
+
+
+def test_samples_have_the_masks_of_their_objects_where_they_are_asked_for(root, masked):
+    dataset = opened(root, masked, strict=True, masks=True)
+    masks = dataset[0].masks
+    assert masks.dtype == torch.uint8
+    assert torch.equal(masks_to_boxes(masks) + torch.tensor([0, 0, 1, 1]), dataset[0].boxes)
+    assert masks.sum(dim=(1, 2)).tolist() == [10 * 12, 15 * 12]
+    assert dataset[1].masks.shape == (0, 30, 40)
+    assert opened(root, masked)[0].masks is None
+
+
+def test_worker_processes_get_the_masks_too(root, masked):
+    dataset = opened(root, masked, masks=True)
+    assert torch.equal(pickle.loads(pickle.dumps(dataset))[0].masks, dataset[0].masks)
+
+
+@pytest.mark.parametrize("segmentation", [None, [], [[1, 2, 3, 4]], {"size": [40, 30], "counts": [1200]}])
+def test_an_object_without_a_usable_mask_is_dropped_where_masks_are_asked_for(root, masked, segmentation):
+    masked["annotations"][1]["segmentation"] = segmentation
+    dataset = opened(root, masked, masks=True)
+    assert dataset[0].boxes.tolist() == [[1, 2, 11, 14]]
+    assert dataset[0].masks.shape == (1, 30, 40)
+    assert len(dataset.ground_truth()["annotations"]) == 2
+    [problem] = dataset.problems
+    assert "annotations[1] (id 5) in a.jpg: the segmentation " in str(problem)
+    assert "; dropped." in str(problem)
+    with pytest.raises(DataError, match="the segmentation "):
+        opened(root, masked, strict=True, masks=True)
+    assert len(opened(root, masked, strict=True)[0].boxes) == 2
+
+
+def test_a_crowd_without_a_usable_mask_is_dropped_from_the_ground_truth(root, masked):
+    del masked["annotations"][2]["segmentation"]
+    dataset = opened(root, masked, masks=True)
+    assert [a["iscrowd"] for a in dataset.ground_truth()["annotations"]] == [0, 0]
+    assert len(dataset.problems) == 1
+
+
+def test_masks_of_real_images_are_those_of_pycocotools(real_images):
+    dataset = CocoDataset.open(real_images / "coco_tiny", "train", strict=True, masks=True)
+    with contextlib.redirect_stdout(io.StringIO()):
+        coco = COCO(str(dataset.annotations))
+    for index in range(0, len(dataset), 4):
+        sample = dataset[index]
+        annotations = coco.loadAnns(coco.getAnnIds(sample.image_id, iscrowd=False))
+        expected = [coco.annToMask(annotation) for annotation in annotations]
+        assert len(sample.masks) == len(expected)
+        for mask, pixels in zip(sample.masks.numpy(), expected, strict=True):
+            assert np.array_equal(mask, pixels)
+    # The ground truth has the masks of all, crowds too.
+    for annotation, original in zip(dataset.ground_truth()["annotations"], coco.dataset["annotations"], strict=True):
+        assert np.array_equal(coco.annToMask(annotation), coco.annToMask(original))

@@ -1,7 +1,9 @@
+import json
 from dataclasses import replace
 
 import pytest
 import torch
+from torchvision.ops import masks_to_boxes
 
 from augfpn.data import DataError, SyntheticDataset, evaluation_batches, open_dataset, training_batches
 from augfpn.data.loading import open_datasets
@@ -104,3 +106,58 @@ def test_missing_validation_data_is_found_before_training(tmp_path):
     SyntheticDataset(64, 2).write(tmp_path, "train")
     with pytest.raises(DataError, match="no annotation file for the split 'val'"):
         open_datasets(DataConfig(root=str(tmp_path)))
+
+
+def masked_batches(config, num_steps=1, batch_size=8):
+    config = replace(config, masks=True)
+    dataset = open_dataset(config, "train")
+    return training_batches(dataset, config, seed=0, batch_size=batch_size, first_step=0, num_steps=num_steps)
+
+
+def assert_masks_lie_in_their_boxes(batch, tolerance):
+    assert batch.targets.masks.shape == (*batch.targets.labels.shape, *batch.images.pixels.shape[-2:])
+    for boxes, masks, valid in zip(batch.targets.boxes, batch.targets.masks, batch.targets.valid, strict=True):
+        assert not masks[~valid].any()
+        # Nothing is left of a mask that was thinner than a pixel.
+        seen = valid & (masks.flatten(1).amax(dim=1) > 0)
+        around = masks_to_boxes(masks[seen]) + torch.tensor([0, 0, 1, 1])
+        torch.testing.assert_close(around, boxes[seen], atol=tolerance, rtol=0)
+
+
+def test_masks_are_flipped_with_their_boxes():
+    seen = list(masked_batches(CONFIG, num_steps=5, batch_size=4))
+    assert sum(batch.targets.masks.any().item() for batch in seen) == 5
+    for batch in seen:
+        assert_masks_lie_in_their_boxes(batch, tolerance=0)
+
+
+def test_masks_are_resized_with_their_boxes(tmp_path):
+    annotations = SyntheticDataset(96, 12).write(tmp_path, "train")
+    truth = json.loads(annotations.read_text())
+    # Whole boxes, for a thin tip may fall between the pixels of a smaller image.
+    for annotation in truth["annotations"]:
+        x, y, width, height = annotation["bbox"]
+        annotation["segmentation"] = [[x, y, x + width, y, x + width, y + height, x, y + height]]
+    annotations.write_text(json.dumps(truth))
+    for short_side in (64, 96, 150):
+        config = DataConfig(root=str(tmp_path), short_side=short_side, long_side=1333)
+        for batch in masked_batches(config, num_steps=3):
+            assert_masks_lie_in_their_boxes(batch, tolerance=1)
+
+
+def test_masks_of_real_images_are_resized_with_their_images(real_images):
+    config = DataConfig(root=str(real_images / "coco_tiny"), short_side=96, long_side=128, flip_probability=0)
+    dataset = open_dataset(replace(config, masks=True), "train")
+    batch = next(evaluation_batches(dataset, config, batch_size=8))
+    for index, (height, width) in enumerate(batch.images.sizes.tolist()):
+        masks = dataset[index].masks
+        # The share of the image that each object covers is nearly the same.
+        resized = batch.targets.masks[index, : len(masks), :height, :width].double().mean(dim=(1, 2))
+        torch.testing.assert_close(resized, masks.double().mean(dim=(1, 2)), atol=0.005, rtol=0.1)
+        assert not batch.targets.masks[index, :, height:].any()
+        assert not batch.targets.masks[index, :, :, width:].any()
+
+
+def test_without_masks_there_are_none():
+    assert open_dataset(CONFIG, "train")[0].masks is None
+    assert batches(num_steps=1)[0].targets.masks is None

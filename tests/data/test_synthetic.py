@@ -3,6 +3,7 @@ import pytest
 import torch
 from pycocotools import mask as rle
 from pycocotools.coco import COCO
+from torchvision.ops import masks_to_boxes
 
 from augfpn.data import CocoDataset, SyntheticDataset
 from augfpn.errors import UserError
@@ -85,3 +86,20 @@ def test_written_to_disk_it_is_a_coco_data_set_with_the_same_content(tmp_path):
 def test_images_too_small_for_their_objects_are_refused():
     with pytest.raises(UserError, match="at least 32 pixels"):
         SyntheticDataset(16, 1)
+
+
+def test_masks_are_what_can_be_seen_of_the_objects(dataset):
+    masked = SyntheticDataset(128, 150, masks=True)
+    for index in range(40):
+        sample = masked[index]
+        assert sample.masks.shape == (len(sample.labels), 128, 128)
+        assert torch.equal(masks_to_boxes(sample.masks) + torch.tensor([0, 0, 1, 1]), sample.boxes)
+        assert sample.masks.sum(dim=0).max() <= 1  # a pixel shows one object
+        assert dataset[index].masks is None
+
+
+def test_written_to_disk_its_masks_are_the_same(tmp_path):
+    dataset = SyntheticDataset(64, 12, seed=3, masks=True)
+    dataset.write(tmp_path, "train")
+    written = CocoDataset.open(tmp_path, "train", strict=True, masks=True)
+    assert all(torch.equal(written[index].masks, dataset[index].masks) for index in range(12))
