@@ -23,7 +23,7 @@ from augfpn.ops.matching import Sampler
 def build_detector(experiment: str, num_classes: int, *, pretrained: bool = True) -> FasterRCNN:
     """The detector of one of the paper's experiments, as the paper has it, such as ``table2/cs+rfa+srs``.
 
-    The backbone's ImageNet weights are fetched, unless ``pretrained`` is false.
+    The backbone's ImageNet weights are fetched once, unless ``pretrained`` is false.
     """
     model = find_experiment(experiment).model
     if not pretrained:
@@ -38,9 +38,7 @@ def build_faster_rcnn(
 
     ``short_side`` and ``long_side``: pixels to which images are resized (`augfpn.detectors.preprocessing`).
     """
-    backbone = Backbone(
-        config.backbone.name, config.backbone.weights, config.backbone.frozen_stages, config.backbone.frozen_batch_norm
-    )
+    backbone = Backbone(**vars(config.backbone))
     augmentation = config.residual_feature_augmentation
     pyramid = FeaturePyramid(
         backbone.channels,
@@ -70,7 +68,7 @@ def build_faster_rcnn(
     )
     supervision = config.consistent_supervision
     return FasterRCNN(
-        preprocessing=Preprocessing(short_side, long_side),
+        preprocessing=Preprocessing(short_side, long_side, style=config.backbone.style),
         backbone=backbone,
         pyramid=pyramid,
         region_proposals=RegionProposals(config.channels, anchors, proposal_rules),

@@ -142,6 +142,7 @@ def plan(
     steps: int | None = None,
     batch_size: int | None = None,
     learning_rate: float | None = None,
+    backbone_weights: str | None = None,
 ) -> RunConfig:
     """The whole description of a run of an experiment at a scale.
 
@@ -155,6 +156,8 @@ def plan(
         steps: train for so many steps in the place of the scale's.
         batch_size: images a step in the place of the scale's; the learning rate follows.
         learning_rate: the rate itself, for the batch size that is used.
+        backbone_weights: a file, an http(s) URL or a tag of timm's, in the place of the weights that the backbone
+            starts from.
     """
     if scale not in SCALES:
         raise UserError(unknown("scale", scale, SCALES))
@@ -176,11 +179,16 @@ def plan(
         training = replace(training, batch_size=batch_size)
     if learning_rate is not None:
         training = replace(training, learning_rate=learning_rate, reference_batch_size=training.batch_size)
+    model = chosen.model(find_experiment(experiment).model)
+    if backbone_weights is not None:
+        file = Path(backbone_weights).expanduser()
+        weights = str(file.resolve()) if file.is_file() else backbone_weights
+        model = replace(model, backbone=replace(model.backbone, weights=weights))
     return RunConfig(
         experiment=experiment,
         scale=scale,
         seed=seed,
-        model=chosen.model(find_experiment(experiment).model),
+        model=model,
         data=data_config,
         training=training,
     )
