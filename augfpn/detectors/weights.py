@@ -153,14 +153,16 @@ def _state_dict(path: Path) -> dict[str, Tensor]:
         else:
             content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        if "nsupported" not in str(error):
-            raise UserError(f"{path} cannot be read as a file of weights: {_first_line(error)}") from error
+        # PyTorch's own message advises to run the code.
+        if "GLOBAL" not in str(error):
+            raise UserError(f"{path} cannot be read as a file of weights: it is not one of PyTorch's.") from error
         raise UserError(
             f"{path} holds more than tensors, and reading it would run code of whoever made it. Where you trust it, "
             "save its state dict alone: torch.save(torch.load(FILE, weights_only=False)['state_dict'], NEW)."
         ) from error
     except (OSError, RuntimeError, ValueError, EOFError, KeyError, safetensors.SafetensorError) as error:
-        raise UserError(f"{path} cannot be read as a file of weights: {_first_line(error)}") from error
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise UserError(f"{path} cannot be read as a file of weights: {reason}") from error
     for key in ("state_dict", "model"):
         if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
             content = content[key]
@@ -175,10 +177,6 @@ def _state_dict(path: Path) -> dict[str, Tensor]:
 
 def _is_named(content: Any) -> bool:
     return isinstance(content, Mapping) and all(isinstance(key, str) for key in content)
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 def _canonical(names: Iterable[str]) -> dict[str, str]:
