@@ -47,18 +47,18 @@ class Backbone(nn.Module):
     ) -> None:
         super().__init__()
         body: Any = _features(name)
-        if weights is not None:
-            load_weights(body, name, find_weights(name, weights))
-        if style == "caffe":
-            _stride_in_first_convolution(body, name)
-        if frozen_batch_norm:
-            body = freeze_batch_norm_2d(body)
         strides = body.feature_info.reduction()
         if not set(self.strides) <= set(strides):
             raise UserError(
                 f"The backbone {name!r} has the strides {', '.join(map(str, sorted(set(strides))))}; C2…C5 need "
                 f"{', '.join(map(str, self.strides))}. Choose a hierarchical one, such as resnet50 or convnext_tiny."
             )
+        if style == "caffe":
+            _stride_in_first_convolution(body, name)
+        if weights is not None:
+            load_weights(body, name, find_weights(name, weights))
+        if frozen_batch_norm:
+            body = freeze_batch_norm_2d(body)
         # The deepest feature of each stride.
         self._positions = [len(strides) - 1 - strides[::-1].index(stride) for stride in self.strides]
         # Only timm's wrappers say so; what others give has its channels first.
@@ -74,11 +74,11 @@ class Backbone(nn.Module):
         return [stage.permute(0, 3, 1, 2) for stage in stages] if self._channels_last else stages
 
     def _freeze(self, name: str, frozen_stages: int) -> None:
-        """Freezes what the first stages are computed from, which autograd knows for any architecture."""
+        """Freezes what the first stages are computed from, which autograd's graph knows of any architecture."""
         stages = self._stages_of_a_small_image(name)
         if frozen_stages == 0:
             return
-        sources = [self._sources(stage) for stage in stages[: frozen_stages + 1]]
+        sources = [_sources(stage) for stage in stages[: frozen_stages + 1]]
         if any(not earlier < later for earlier, later in itertools.pairwise(sources)):
             raise UserError(
                 f"The stages of {name!r} are not made one from the other, so that the first cannot be frozen alone; "
@@ -86,12 +86,6 @@ class Backbone(nn.Module):
             )
         for parameter in sources[frozen_stages - 1]:
             parameter.requires_grad_(False)
-
-    def _sources(self, stage: Tensor) -> set[Tensor]:
-        """The parameters that a stage is computed from."""
-        parameters = [parameter for parameter in self.parameters() if parameter.requires_grad]
-        gradients = torch.autograd.grad(stage.sum(), parameters, retain_graph=True, allow_unused=True)
-        return {parameter for parameter, gradient in zip(parameters, gradients, strict=True) if gradient is not None}
 
     def _stages_of_a_small_image(self, name: str) -> Sequence[Tensor]:
         """C2…C5 of a small black image, without a trace in random numbers or batch norm."""
@@ -122,6 +116,20 @@ def _features(name: str) -> nn.Module:
     except (AssertionError, AttributeError, RuntimeError, TypeError) as error:
         raise UserError(f"timm cannot cut the backbone {name!r} into stages: {error}") from error
     return body
+
+
+def _sources(stage: Tensor) -> set[Tensor]:
+    """The parameters that a stage is computed from: the leaves of its graph."""
+    leaves, seen, waiting = set(), set(), [stage.grad_fn]
+    while waiting:
+        node = waiting.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        if hasattr(node, "variable"):
+            leaves.add(node.variable)
+        waiting += [source for source, _ in node.next_functions]
+    return leaves
 
 
 def _stride_in_first_convolution(body: nn.Module, name: str) -> None:

@@ -2,6 +2,7 @@ import pytest
 import torch
 from timm.models.resnet import Bottleneck
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from augfpn.detectors.backbone import Backbone
 from augfpn.detectors.preprocessing import Preprocessing
@@ -68,6 +69,11 @@ def test_one_frozen_stage_is_all_before_the_end_of_c2_and_the_rest_is_trained(na
     assert frozen(backbone) == {parameter for parameter in parameters if parameter.startswith(C2_AND_BEFORE[name])}
     sum(stage.sum() for stage in backbone(torch.randn(2, 3, 64, 96))).backward()
     assert {parameter for parameter, value in parameters.items() if value.grad is None} == frozen(backbone)
+
+
+def test_stages_are_frozen_also_on_a_gpu_that_is_only_said_to_be_there():
+    with FakeTensorMode(), torch.device("cuda"):
+        assert frozen(Backbone("resnet50", None, 1, True)) == frozen(Backbone("resnet50", None, 1, True, "caffe"))
 
 
 @pytest.mark.parametrize("num", [0, 1, 2, 3, 4])
