@@ -44,6 +44,10 @@ def train(
     steps: Annotated[Optional[int], typer.Option(help="Train for so many steps in the place of the scale's.")] = None,  # noqa: UP045
     batch_size: Annotated[Optional[int], typer.Option(help="Images a step; the learning rate follows.")] = None,  # noqa: UP045
     learning_rate: Annotated[float | None, typer.Option(help="The highest rate, in the place of the scale's.")] = None,
+    backbone_weights: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(help="What the backbone starts from: a file, an http(s) URL, or a tag of timm's."),
+    ] = None,
     resume: Annotated[bool, typer.Option(help="Go on where an interrupted run was.")] = False,
     device: Device = None,
 ) -> None:
@@ -60,6 +64,7 @@ def train(
         steps=steps,
         batch_size=batch_size,
         learning_rate=learning_rate,
+        backbone_weights=backbone_weights,
     )
     path = out or default_run_path(experiment, scale, seed)
     run = train(config, path, resume=resume, device=_device(device))

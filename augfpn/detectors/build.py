@@ -52,7 +52,7 @@ def build_from_config(
 
     ``short_side`` and ``long_side``: pixels to which images are resized (`augfpn.detectors.preprocessing`).
     """
-    preprocessing = Preprocessing(short_side, long_side, antialias=config.conventions.antialias)
+    preprocessing = Preprocessing(short_side, long_side, config.backbone.style, config.conventions.antialias)
     if isinstance(config, FasterRCNNConfig):
         return _faster_rcnn(config, num_classes, preprocessing)
     return _one_stage(config, num_classes, preprocessing)
@@ -139,8 +139,7 @@ def _one_stage(config: RetinaNetConfig | FCOSConfig, num_classes: int, preproces
 
 
 def _backbone(config: DetectorConfig) -> Backbone:
-    backbone = config.backbone
-    return Backbone(backbone.name, backbone.weights, backbone.frozen_stages, backbone.frozen_batch_norm)
+    return Backbone(**vars(config.backbone))
 
 
 def _augmentation(config: DetectorConfig, backbone: Backbone) -> ResidualFeatureAugmentation | None:

@@ -35,12 +35,20 @@ def _require_fraction(config: Any, *names: str) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class BackboneConfig:
-    """A timm backbone. ``weights``: a timm tag such as ``tv_in1k``, or None for a random start."""
+    """A timm backbone.
+
+    ``weights``: a timm tag such as ``tv_in1k``, a file, an http(s) URL, or None for a random start.
+    ``style``: of a ResNet and of its pixels; ``caffe`` is what the original weights were trained with.
+    """
 
     name: str = "resnet50"
     weights: str | None = "tv_in1k"
     frozen_stages: int = 1
     frozen_batch_norm: bool = True
+    style: Literal["pytorch", "caffe"] = "pytorch"
+
+    def __post_init__(self) -> None:
+        _require(0 <= self.frozen_stages <= 4, f"frozen_stages must be 0 to 4 (C2 to C5), not {self.frozen_stages}.")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -157,6 +157,7 @@ def plan(
     steps: int | None = None,
     batch_size: int | None = None,
     learning_rate: float | None = None,
+    backbone_weights: str | None = None,
 ) -> RunConfig:
     """The whole description of a run of an experiment at a scale.
 
@@ -170,6 +171,8 @@ def plan(
         steps: train for so many steps in the place of the scale's.
         batch_size: images a step in the place of the scale's; the learning rate follows.
         learning_rate: the rate itself, for the batch size that is used.
+        backbone_weights: a file, an http(s) URL or a tag of timm's, in the place of the weights that the backbone
+            starts from.
     """
     if scale not in SCALES:
         raise UserError(unknown("scale", scale, SCALES))
@@ -194,6 +197,11 @@ def plan(
         training = replace(training, batch_size=batch_size)
     if learning_rate is not None:
         training = replace(training, learning_rate=learning_rate, reference_batch_size=training.batch_size)
+    model = chosen.model(find_experiment(experiment).model)
+    if backbone_weights is not None:
+        file = Path(backbone_weights).expanduser()
+        weights = str(file.resolve()) if file.is_file() else backbone_weights
+        model = replace(model, backbone=replace(model.backbone, weights=weights))
     return RunConfig(
         experiment=experiment,
         scale=scale,

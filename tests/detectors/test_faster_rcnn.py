@@ -177,14 +177,15 @@ def test_any_number_of_objects_is_trained(small_model, num_objects):
     assert all(loss.isfinite() for loss in losses.values())
 
 
-def test_pretrained_weights_that_cannot_be_had_are_named_with_what_to_do(monkeypatch):
-    import timm
+def test_pretrained_weights_that_cannot_be_had_are_named_with_what_to_do(monkeypatch, tmp_path):
+    import huggingface_hub
 
-    def no_network(name, **_):
+    def no_network(*_):
         raise ConnectionError("no network")
 
-    monkeypatch.setattr(timm, "create_model", no_network)
-    with pytest.raises(ValueError, match=r"'resnet50.tv_in1k' could not be fetched.*weights=None"):
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", no_network)
+    monkeypatch.setenv("AUGFPN_WEIGHTS", str(tmp_path))
+    with pytest.raises(ValueError, match=r"'resnet50.tv_in1k' could not be fetched.*put it at"):
         build_detector("table2/baseline", num_classes=80)
 
 
