@@ -20,14 +20,14 @@ def _folder(variable: str, what: str) -> Path:
     return Path(value)
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def golden():
     """Reads a file of golden tensors, made with the authors' released modules."""
     folder = _folder("AUGFPN_GOLDEN", "golden tensors")
     return lambda name: load_file(folder / f"{name}.safetensors")
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def real_images() -> Path:
     """A folder with data sets of real images in COCO's layout."""
     return _folder("AUGFPN_DATA", "real images")

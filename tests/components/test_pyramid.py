@@ -5,7 +5,9 @@ from torchvision.ops import FeaturePyramidNetwork
 from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
 
 from augfpn.components import FeaturePyramid, ResidualFeatureAugmentation
+from augfpn.components.pyramid import ConvolvedP6P7
 from augfpn.components.residual_feature_augmentation import ratio_invariant_pooling
+from augfpn.interop import from_release
 
 CHANNELS = (4, 6, 8, 10)
 
@@ -15,34 +17,40 @@ def features(height=8, width=6):
     return [torch.randn(2, c, height * 2**i, width * 2**i) for c, i in zip(CHANNELS, (3, 2, 1, 0), strict=True)]
 
 
-def pyramid_of(golden_tensors):
+# The form of the pyramid, what P6 is made from, and the levels that it starts with.
+FORMS = {"rcnn": (None, 2), "retinanet": ("c5", 3), "fcos": ("p5", 3)}
+
+
+def pyramid_of(golden_tensors, form):
     """Our pyramid with the weights of the released one."""
     weights = {
         name.removeprefix("weight."): value for name, value in golden_tensors.items() if name.startswith("weight.")
     }
-    in_channels = [weights[f"lateral_convs.{level}.conv.weight"].shape[1] for level in range(4)]
+    source, first = FORMS[form]
+    in_channels = [golden_tensors[f"in.c{level}"].shape[1] for level in range(first, 6)]
     out_channels = weights["lateral_convs.0.conv.weight"].shape[0]
+    top = None
+    if source is not None:
+        top = ConvolvedP6P7(in_channels[-1] if source == "c5" else out_channels, out_channels, source)
     augmentation = ResidualFeatureAugmentation(in_channels[-1], out_channels)
-    pyramid = FeaturePyramid(in_channels, out_channels, residual_feature_augmentation=augmentation)
-    ours = {}
-    for name, value in weights.items():
-        name = name.replace("fpn_convs", "output_convs").replace(".conv.", ".")
-        name = name.replace("high_lateral_conv_attention.0", "residual_feature_augmentation.fusion.reduce")
-        name = name.replace("high_lateral_conv_attention.2", "residual_feature_augmentation.fusion.weigh")
-        name = name.replace("high_lateral_conv.", "residual_feature_augmentation.convs.")
-        ours[name] = value
-    pyramid.load_state_dict(ours)
+    strides = [2**level for level in range(first, 6)]
+    pyramid = FeaturePyramid(in_channels, out_channels, strides, augmentation, top)
+    pyramid.load_state_dict(from_release(weights))
     return pyramid
 
 
+@pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("shape", ["landscape", "portrait_32x20", "tiny"])
-def test_pyramid_equals_the_authors_release(golden, shape):
-    tensors = golden(f"neck_rcnn_{shape}")
+def test_pyramid_equals_the_authors_release(golden, form, shape):
+    tensors = golden(f"neck_{form}_{shape}")
     with torch.no_grad():
-        result = pyramid_of(tensors)([tensors[f"in.c{level}"] for level in (2, 3, 4, 5)])
-    for level, ours in zip((2, 3, 4, 5, 6), result.levels, strict=True):
+        result = pyramid_of(tensors, form)([tensors[f"in.c{level}"] for level in (2, 3, 4, 5)])
+    first = FORMS[form][1]
+    assert len(result.levels) == len(result.strides) == 5
+    for level, ours in enumerate(result.levels, start=first):
         torch.testing.assert_close(ours, tensors[f"out.p{level}"], atol=1e-5, rtol=1e-5)
-    for level, ours in zip((2, 3, 4, 5), result.laterals, strict=True):
+    assert len(result.laterals) == 6 - first
+    for level, ours in enumerate(result.laterals, start=first):
         torch.testing.assert_close(ours, tensors[f"out.m{level}"], atol=1e-5, rtol=1e-5)
 
 

@@ -1,6 +1,7 @@
 import torch
 
 from augfpn.components import SoftRoISelection
+from augfpn.interop import from_release
 from augfpn.structures import Pyramid
 
 STRIDES = (4, 8, 16, 32, 64)
@@ -16,13 +17,7 @@ def test_selection_equals_the_authors_release(golden):
     weights = {name.removeprefix("weight."): value for name, value in tensors.items() if name.startswith("weight.")}
     inputs = [tensors[f"in.p{level}"] for level in (2, 3, 4, 5)]
     selection = SoftRoISelection(inputs[0].shape[1])
-    selection.load_state_dict(
-        {
-            f"fusion.{ours}.{kind}": next(v for n, v in weights.items() if n.endswith(f"{theirs}.{kind}"))
-            for ours, theirs in (("reduce", "0"), ("weigh", "2"))
-            for kind in ("weight", "bias")
-        }
-    )
+    selection.load_state_dict(from_release(weights))
     rois = tensors["in.rois"]
     images = rois[:, 0].long()
     pyramid = Pyramid((*inputs, inputs[-1]), tuple(inputs), STRIDES)
