@@ -99,13 +99,16 @@ class Tower(nn.Module):
 
     def __init__(self, channels: int, *, group_norm: bool = False, bias: bool = True, num_convs: int = 4) -> None:
         super().__init__()
+        # 0.01 at the release's 256 channels; narrower towers, which sum fewer terms, start with the same spread.
+        std = 0.01 * math.sqrt(256 / channels)
         self.convs = nn.ModuleList(
-            gaussian(nn.Conv2d(channels, channels, kernel_size=3, padding=1, bias=bias), std=0.01)
+            gaussian(nn.Conv2d(channels, channels, kernel_size=3, padding=1, bias=bias), std=std)
             for _ in range(num_convs)
         )
-        # 32 groups, or as many as narrow models have room for.
+        # 32 groups, or as many of two channels as narrow models have room for: one value has no spread.
+        num_groups = math.gcd(32, channels // 2)
         self.norms = nn.ModuleList(
-            nn.GroupNorm(math.gcd(32, channels), channels) if group_norm else nn.Identity() for _ in range(num_convs)
+            nn.GroupNorm(num_groups, channels) if group_norm else nn.Identity() for _ in range(num_convs)
         )
 
     def forward(self, features: Tensor) -> Tensor:
