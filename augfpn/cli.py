@@ -152,7 +152,7 @@ def cost(
     classes: Annotated[int, typer.Option(help="Without background.")] = 80,
     json: Annotated[Optional[Path], typer.Option(help="A file for all numbers, part by part.")] = None,  # noqa: UP045
 ) -> None:
-    """Counts parameters and multiply-adds (1 each) of one image at inference, and their difference to the baseline's."""
+    """Counts parameters and multiply-adds (one is 1) of an image at inference, and their difference to the baseline."""
     from augfpn.analysis.cost import cost_of_experiment
     from augfpn.files import write_json
 
