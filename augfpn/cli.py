@@ -153,7 +153,7 @@ def cost(
     json: Annotated[Optional[Path], typer.Option(help="A file for all numbers, part by part.")] = None,  # noqa: UP045
 ) -> None:
     """Counts parameters and multiply-adds (one is 1) of an image at inference, and their difference to the baseline."""
-    from augfpn.analysis.cost import cost_of_experiment
+    from augfpn.analysis.cost import cost_of_experiment, torchvision_parameters
     from augfpn.files import write_json
 
     def count(id: str):  # type: ignore[no-untyped-def]
@@ -171,6 +171,10 @@ def cost(
     proposals = max(ours.num_proposals for ours in costs.values())
     of_boxes = f", up to {proposals} proposals" if proposals else ""
     print(f"An image of {ours.height} × {ours.width} pixels with its padding, {classes} classes{of_boxes}.")
+    if not experiments and scale == "paper":
+        print("torchvision's detectors, ours and as published, with 90 classes and background:")
+        for name, parameters, published in torchvision_parameters():
+            print(f"{name:40}{parameters / 1e6:12.2f}{published / 1e6:8.2f}")
     if json is not None:
         print(write_json(json, {id: ours.to_dict() for id, ours in costs.items()}, indent=1))
 

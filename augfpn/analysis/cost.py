@@ -25,6 +25,7 @@ from typing import Any
 import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
+from torchvision.models import get_model_weights
 
 from augfpn.detectors.build import build_from_config
 from augfpn.detectors.detector import Detector
@@ -33,6 +34,7 @@ from augfpn.errors import UserError
 from augfpn.experiments.config import AnyDetectorConfig
 from augfpn.experiments.paper import find_experiment, unknown
 from augfpn.experiments.scales import SCALES
+from augfpn.interop import TORCHVISION_DETECTORS
 from augfpn.structures import Detections, Images
 
 # Table 1 is about COCO.
@@ -137,6 +139,20 @@ def _cost_of_config(config: AnyDetectorConfig, num_classes: int, height: int, wi
     config = replace(config, backbone=replace(config.backbone, weights=None))
     with torch.device("meta"):
         return cost(build_from_config(config, num_classes), height, width)
+
+
+def torchvision_parameters() -> list[tuple[str, int, int]]:
+    """The name of each of torchvision's detectors, our parameters, and those that torchvision publishes for it.
+
+    Its one-stage detectors have an output more a place, for label 0 (`augfpn.interop.torchvision`).
+    """
+    counts = []
+    for name, config in TORCHVISION_DETECTORS.items():
+        published = get_model_weights(name)["COCO_V1"].meta
+        num_classes = len(published["categories"]) - 1
+        with torch.device("meta"):
+            counts.append((name, _count(build_from_config(config, num_classes)), published["num_params"]))
+    return counts
 
 
 class _Detection(nn.Module):

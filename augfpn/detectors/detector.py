@@ -66,10 +66,8 @@ class Detector(nn.Module, ABC):
         return pyramid
 
     def for_inference(self: AnyDetector) -> AnyDetector:
-        """This detector in evaluation mode without what only training needs; it shares the weights."""
-        detector = copy.copy(self)
-        # A module keeps its parts in dicts, which a shallow copy would share.
-        detector._modules = dict(self._modules)
+        """A copy of this detector in evaluation mode, without what only training needs."""
+        detector = copy.deepcopy(self)
         detector.consistent_supervision = None
         return detector.eval()
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 import torchvision.models.detection as theirs_of
 
-from augfpn.analysis.cost import cost, cost_of_experiment
+from augfpn.analysis.cost import cost, cost_of_experiment, torchvision_parameters
 from augfpn.cli import cost as cost_command
 from augfpn.components import SoftRoISelection
 from augfpn.detectors import build_from_config
@@ -192,3 +192,12 @@ def test_the_table_in_the_readme_is_what_the_command_gives():
 def test_what_makes_no_sense_is_refused(arguments, expected):
     with pytest.raises(UserError, match=re.escape(expected)):
         cost_of_experiment(**{"experiment": "table2/baseline"} | arguments)
+
+
+def test_torchvisions_detectors_have_the_published_parameters_but_for_label_0():
+    counts = {name: (ours, published) for name, ours, published in torchvision_parameters()}
+    assert counts["fasterrcnn_resnet50_fpn"] == (41_755_286, 41_755_286)
+    assert counts["maskrcnn_resnet50_fpn"][0] == counts["maskrcnn_resnet50_fpn"][1]
+    # A 3 × 3 convolution of 256 channels with a bias, for each of nine anchors, or once.
+    assert counts["retinanet_resnet50_fpn"][1] - counts["retinanet_resnet50_fpn"][0] == 9 * (9 * 256 + 1)
+    assert counts["fcos_resnet50_fpn"][1] - counts["fcos_resnet50_fpn"][0] == 9 * 256 + 1
