@@ -74,11 +74,17 @@ def train(
 
 
 @app.command()
-def evaluate(run: Path, device: Device = None) -> None:
+def evaluate(
+    run: Path,
+    batch_size: Annotated[int, typer.Option(help="Images a batch, which are padded to the same size.")] = 8,
+    device: Device = None,
+) -> None:
     """Evaluates a trained run on its validation images and prints COCO's twelve figures, of masks too if it has any."""
     from augfpn.engine import Run, evaluate
 
-    evaluate(Run.open(run), _device(device))
+    if batch_size < 1:
+        raise UserError(f"A batch has at least one image, not {batch_size}.")
+    evaluate(Run.open(run), _device(device), batch_size)
     _print_figures(run)
 
 
