@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Optional
+from typing import Annotated, Literal, Optional
 
 import typer
 
@@ -48,6 +48,10 @@ def train(
         Optional[str],  # noqa: UP045
         typer.Option(help="What the backbone starts from: a file, an http(s) URL, or a tag of timm's."),
     ] = None,
+    backbone_style: Annotated[
+        Optional[Literal["pytorch", "caffe"]],  # noqa: UP045
+        typer.Option(help="What those weights are for: caffe for Detectron's and mmcv's *_caffe files."),
+    ] = None,
     resume: Annotated[bool, typer.Option(help="Go on where an interrupted run was.")] = False,
     device: Device = None,
 ) -> None:
@@ -65,6 +69,7 @@ def train(
         batch_size=batch_size,
         learning_rate=learning_rate,
         backbone_weights=backbone_weights,
+        backbone_style=backbone_style,
     )
     path = out or default_run_path(experiment, scale, seed)
     run = train(config, path, resume=resume, device=_device(device))

@@ -144,6 +144,11 @@ class DetectorConfig:
     def __post_init__(self) -> None:
         _require_positive(self, "channels")
 
+    @property
+    def needs_masks(self) -> bool:
+        """Whether it is trained on instance masks."""
+        return False
+
 
 @dataclass(frozen=True, kw_only=True)
 class FasterRCNNConfig(DetectorConfig):
@@ -161,6 +166,10 @@ class FasterRCNNConfig(DetectorConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         _require_positive(self, "finest_side")
+
+    @property
+    def needs_masks(self) -> bool:
+        return self.mask is not None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -310,6 +319,10 @@ class RunConfig:
 
     def __post_init__(self) -> None:
         _require(self.seed >= 0, f"the seed must not be negative, but is {self.seed}.")
+        _require(
+            self.data.masks == self.model.needs_masks,
+            f"data.masks must be {self.model.needs_masks} for this model, not {self.data.masks}.",
+        )
 
     def to_json(self) -> str:
         return json.dumps(asdict(self), indent=2)

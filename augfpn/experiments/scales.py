@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Literal
 
 from augfpn.errors import UserError
 from augfpn.experiments.config import (
@@ -20,7 +21,6 @@ from augfpn.experiments.config import (
     BackboneConfig,
     BoxConfig,
     DataConfig,
-    FasterRCNNConfig,
     FCOSConfig,
     MaskConfig,
     ProposalConfig,
@@ -158,6 +158,7 @@ def plan(
     batch_size: int | None = None,
     learning_rate: float | None = None,
     backbone_weights: str | None = None,
+    backbone_style: Literal["pytorch", "caffe"] | None = None,
 ) -> RunConfig:
     """The whole description of a run of an experiment at a scale.
 
@@ -173,6 +174,7 @@ def plan(
         learning_rate: the rate itself, for the batch size that is used.
         backbone_weights: a file, an http(s) URL or a tag of timm's, in the place of the weights that the backbone
             starts from.
+        backbone_style: what those weights are for, see `augfpn.detectors.backbone`.
     """
     if scale not in SCALES:
         raise UserError(unknown("scale", scale, SCALES))
@@ -189,7 +191,7 @@ def plan(
         data_config = replace(data_config, flip_probability=0.0)
     described = find_experiment(experiment)
     model = chosen.model(described.model)
-    data_config = replace(data_config, masks=isinstance(model, FasterRCNNConfig) and model.mask is not None)
+    data_config = replace(data_config, masks=model.needs_masks)
     training = chosen.training or described.training
     if steps is not None:
         training = replace(training, steps=steps, epochs=None)
@@ -197,11 +199,12 @@ def plan(
         training = replace(training, batch_size=batch_size)
     if learning_rate is not None:
         training = replace(training, learning_rate=learning_rate, reference_batch_size=training.batch_size)
-    model = chosen.model(find_experiment(experiment).model)
     if backbone_weights is not None:
         file = Path(backbone_weights).expanduser()
         weights = str(file.resolve()) if file.is_file() else backbone_weights
         model = replace(model, backbone=replace(model.backbone, weights=weights))
+    if backbone_style is not None:
+        model = replace(model, backbone=replace(model.backbone, style=backbone_style))
     return RunConfig(
         experiment=experiment,
         scale=scale,
