@@ -44,10 +44,23 @@ __all__ = [
 ]
 
 
+# Where the names come from; a module may have the name of a function of another one.
+_HOMES = {
+    "augfpn.components": (
+        "AdaptiveSpatialFusion",
+        "ConsistentSupervision",
+        "FeaturePyramid",
+        "ResidualFeatureAugmentation",
+        "SoftRoISelection",
+    ),
+    "augfpn.detectors": ("Detector", "FasterRCNN", "OneStageDetector", "build_detector", "build_from_config"),
+    "augfpn.detectors.constructors": ("faster_rcnn", "fcos", "mask_rcnn", "retinanet"),
+    "augfpn.experiments": ("plan",),
+}
+
+
 def __getattr__(name: str) -> Any:
-    if name in __all__:
-        for package in ("components", "detectors", "detectors.constructors", "experiments"):
-            module = import_module(f"augfpn.{package}")
-            if hasattr(module, name):
-                return getattr(module, name)
+    for home, names in _HOMES.items():
+        if name in names:
+            return getattr(import_module(home), name)
     raise AttributeError(f"module 'augfpn' has no attribute {name!r}")

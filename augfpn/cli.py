@@ -138,7 +138,9 @@ def list_experiments() -> None:
     """Lists the experiments with the paper's figures."""
     for experiment in PAPER.values():
         figures = "  ".join(f"{name} {value:4.1f}" for name, value in asdict(experiment.published).items())
-        print(f"{experiment.id:24}{experiment.title:18}{figures}")
+        masks = experiment.published_masks
+        of_masks = "" if masks is None else f"  mask AP {masks.AP:4.1f}"
+        print(f"{experiment.id:36}{experiment.title:44}{figures}{of_masks}")
 
 
 @app.command()
