@@ -16,8 +16,8 @@ from augfpn.ops.anchors import AnchorGenerator
 from augfpn.ops.boxes import area, take_boxes
 from augfpn.structures import Pyramid, Targets
 
-# A distance of e^20 pixels is far beyond any image, and the box loss has no slope there. The exponential of much more is
-# infinite, and the gradient no number, even in places without an object.
+# A distance of e^20 pixels is far beyond any image, and the box loss has no slope there. The exponential of much more
+# is infinite, and the gradient no number, even in places without an object.
 LARGEST_LOG_DISTANCE = 20.0
 
 
