@@ -197,7 +197,6 @@ def plan(
         training = replace(training, batch_size=batch_size)
     if learning_rate is not None:
         training = replace(training, learning_rate=learning_rate, reference_batch_size=training.batch_size)
-    model = chosen.model(find_experiment(experiment).model)
     if backbone_weights is not None:
         file = Path(backbone_weights).expanduser()
         weights = str(file.resolve()) if file.is_file() else backbone_weights
