@@ -10,7 +10,7 @@ from typing import Annotated, Optional
 import typer
 
 from augfpn.errors import UserError
-from augfpn.experiments import PAPER, SCALES, plan
+from augfpn.experiments import PAPER, SCALES, find_experiment, plan
 from augfpn.experiments.scales import default_run_path
 
 # Commands import what they need when they run: `augfpn --help` should not wait for torch.
@@ -74,11 +74,17 @@ def train(
 
 
 @app.command()
-def evaluate(run: Path, device: Device = None) -> None:
+def evaluate(
+    run: Path,
+    batch_size: Annotated[int, typer.Option(help="Images a batch, which are padded to the same size.")] = 8,
+    device: Device = None,
+) -> None:
     """Evaluates a trained run on its validation images and prints COCO's twelve figures, of masks too if it has any."""
     from augfpn.engine import Run, evaluate
 
-    evaluate(Run.open(run), _device(device))
+    if batch_size < 1:
+        raise UserError(f"A batch has at least one image, not {batch_size}.")
+    evaluate(Run.open(run), _device(device), batch_size)
     _print_figures(run)
 
 
@@ -138,6 +144,45 @@ def show(
 ) -> None:
     """Prints the expanded experiment as it would be run at a scale."""
     print(plan(experiment, scale, data="data/coco" if data is None and scale == "paper" else data).to_json())
+
+
+@app.command()
+def cost(
+    experiments: Annotated[
+        Optional[list[str]],  # noqa: UP045
+        typer.Argument(help="Ids from `augfpn list`; by default Table 1."),
+    ] = None,
+    scale: ScaleName = "paper",
+    height: Annotated[Optional[int], typer.Option(help="Pixels of the resized image; by default the scale's.")] = None,  # noqa: UP045
+    width: Annotated[Optional[int], typer.Option(help="Likewise; 1333 at the paper's scale.")] = None,  # noqa: UP045
+    classes: Annotated[int, typer.Option(help="Without background.")] = 80,
+    json: Annotated[Optional[Path], typer.Option(help="A file for all numbers, part by part.")] = None,  # noqa: UP045
+) -> None:
+    """Counts parameters and multiply-adds (one is 1) of an image at inference, and their difference to the baseline."""
+    from augfpn.analysis.cost import cost_of_experiment, torchvision_parameters
+    from augfpn.files import write_json
+
+    def count(id: str):  # type: ignore[no-untyped-def]
+        return cost_of_experiment(id, scale, num_classes=classes, height=height, width=width)
+
+    table_1 = [experiment.id for experiment in PAPER.values() if experiment.table == "table1"]
+    costs = {id: count(id) for id in experiments or table_1}
+    print(f"{'':40}{'parameters, M':>20}{'multiply-adds, G':>20}")
+    for id, ours in costs.items():
+        baseline = count(find_experiment(id).baseline)
+        row = f"{id:40}"
+        for total, less in ((ours.parameters / 1e6, baseline.parameters / 1e6), (ours.macs / 1e9, baseline.macs / 1e9)):
+            row += f"{total:12.2f}" + (f"{total - less:+8.2f}" if baseline is not ours else " " * 8)
+        print(row.rstrip())
+    proposals = max(ours.num_proposals for ours in costs.values())
+    of_boxes = f", up to {proposals} proposals" if proposals else ""
+    print(f"An image of {ours.height} × {ours.width} pixels with its padding, {classes} classes{of_boxes}.")
+    if not experiments and scale == "paper":
+        print("torchvision's detectors, ours and as published, with 90 classes and background:")
+        for name, parameters, published in torchvision_parameters():
+            print(f"{name:40}{parameters / 1e6:12.2f}{published / 1e6:8.2f}")
+    if json is not None:
+        print(write_json(json, {id: ours.to_dict() for id, ours in costs.items()}, indent=1))
 
 
 @data_app.command()

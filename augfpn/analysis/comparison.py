@@ -11,9 +11,11 @@ import pandas as pd
 from augfpn.engine.runs import Run
 from augfpn.errors import UserError
 from augfpn.experiments.config import DataConfig, RunConfig, TrainingConfig, differences
-from augfpn.experiments.paper import PAPER, Published
+from augfpn.experiments.paper import PAPER, Published, find_experiment
 
 FIGURES = tuple(Published.__dataclass_fields__)
+# The column of instance masks' AP, in tables that have any.
+MASK_AP = "mask AP"
 
 
 def find_runs(root: Path | str, scale: str | None = None) -> list[Run]:
@@ -31,20 +33,29 @@ def find_runs(root: Path | str, scale: str | None = None) -> list[Run]:
 
 
 def check_comparable(runs: Iterable[Run]) -> None:
-    """A UserError unless all runs are of one scale, of the same data and the same training."""
-    first: Run | None = None
+    """A UserError unless all runs are of one scale and the same data, and of the same training as their baseline's."""
+    first_of: dict[str, Run] = {}
     for run in runs:
-        first = first or run
-        one, other = (
-            # Masks are loaded for those that need them; the images are the same.
-            replace(r.config, experiment="", model=first.config.model, seed=0, data=replace(r.config.data, masks=False))
-            for r in (first, run)
-        )
-        if different := differences(one, other):
-            raise UserError(
-                f"{first.path} and {run.path} cannot be compared, because more than their models differs: "
-                f"{'; '.join(different)}. Keep runs of different data or training in folders of their own."
+        overall, of_baseline = first_of.setdefault("", run), first_of.setdefault(_baseline(run), run)
+        for first, training in ((overall, overall.config.training), (of_baseline, run.config.training)):
+            same = replace(
+                run.config,
+                experiment=first.config.experiment,
+                model=first.config.model,
+                seed=first.config.seed,
+                training=training,
+                # Masks are loaded for those that need them; the images are the same.
+                data=replace(run.config.data, masks=first.config.data.masks),
             )
+            if different := differences(first.config, same):
+                raise UserError(
+                    f"{first.path} and {run.path} cannot be compared, because more than their models differs: "
+                    f"{'; '.join(different)}. Keep runs of different data or training in folders of their own."
+                )
+
+
+def _baseline(run: Run) -> str:
+    return find_experiment(run.config.experiment).baseline
 
 
 def comparison(runs: Iterable[Run], table: str) -> pd.DataFrame:
@@ -52,7 +63,8 @@ def comparison(runs: Iterable[Run], table: str) -> pd.DataFrame:
 
     Columns: ``experiment``, ``method``, ``scale``, ``seed``; for each of AP, AP50, AP75, APs, APm, APl ours under its
     name and the paper's under ``paper AP`` and so on; the difference of AP to the baseline's, ours as ``gain`` (same
-    data, training, scale and seed) and the paper's as ``paper gain``. Experiments that were not run have none of ours.
+    data, training, scale and seed) and the paper's as ``paper gain``; for tables with Mask R-CNN ``mask AP`` and
+    ``paper mask AP``. Experiments that were not run have none of ours.
     """
     runs = list(runs)
     of_experiment: dict[str, list[Run]] = {}
@@ -65,9 +77,12 @@ def comparison(runs: Iterable[Run], table: str) -> pd.DataFrame:
             continue
         paper = {f"paper {name}": value for name, value in asdict(experiment.published).items()}
         paper["paper gain"] = round(experiment.published.AP - PAPER[experiment.baseline].published.AP, 1)
+        if experiment.published_masks is not None:
+            paper[f"paper {MASK_AP}"] = experiment.published_masks.AP
         row = {"experiment": experiment.id, "method": experiment.title, **paper}
         for run in of_experiment.get(experiment.id, []):
             ours = {name: _percent(run.metrics[name]) for name in FIGURES}
+            ours[MASK_AP] = _percent(run.metrics.get("mask_AP"))
             config = run.config
             baseline, own = ap_of.get(_conditions(config, experiment.baseline)), run.metrics["AP"]
             gain = None if baseline is None or own is None else _percent(own - baseline)
@@ -75,7 +90,8 @@ def comparison(runs: Iterable[Run], table: str) -> pd.DataFrame:
         if experiment.id not in of_experiment:
             rows.append(row)
     columns = ["experiment", "method", "scale", "seed"]
-    columns += [column for name in FIGURES for column in (name, f"paper {name}")]
+    names = [*FIGURES, MASK_AP] if any(f"paper {MASK_AP}" in row for row in rows) else FIGURES
+    columns += [column for name in names for column in (name, f"paper {name}")]
     return pd.DataFrame(rows).reindex(columns=[*columns, "gain", "paper gain"])
 
 

@@ -66,10 +66,8 @@ class Detector(nn.Module, ABC):
         return pyramid
 
     def for_inference(self: AnyDetector) -> AnyDetector:
-        """This detector in evaluation mode without what only training needs; it shares the weights."""
-        # Modules of its own, because evaluation mode is theirs: this detector's may be in training.
-        shared = {id(tensor): tensor for tensor in (*self.parameters(), *self.buffers())}
-        detector = copy.deepcopy(self, shared)
+        """A copy of this detector in evaluation mode, without what only training needs."""
+        detector = copy.deepcopy(self)
         detector.consistent_supervision = None
         return detector.eval()
 

@@ -28,19 +28,21 @@ FIGURES = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "A
 MASK_FIGURES = tuple(f"mask_{name}" for name in FIGURES)
 
 
-def evaluate(run: Run, device: torch.device) -> dict[str, Any]:
+def evaluate(run: Run, device: torch.device, batch_size: int = 8) -> dict[str, Any]:
     """Evaluates a trained run on the validation images of its data; writes ``metrics.json`` and ``detections.json``.
 
-    COCO's twelve figures are of boxes; where the run's data has masks, `MASK_FIGURES` are those of masks.
+    COCO's twelve figures are of boxes; where the run's data has masks, `MASK_FIGURES` are those of masks. Images of a
+    batch are padded to the same size, on which the detections depend a little; ``batch_size`` 1 pads each to the next
+    multiple of 32, as the release does.
     """
-    config = run.config
+    config, workers = run.config, run.config.training.num_workers
     model = run.load_model(device)
     dataset = open_dataset(config.data, "val")
     # Only the ground truth needs the masks; those of a batch are large.
     images = open_dataset(replace(config.data, masks=False), "val") if config.data.masks else dataset
     started = time.perf_counter()
     results = []
-    for batch in evaluation_batches(images, config.data, batch_size=8, num_workers=config.training.num_workers):
+    for batch in evaluation_batches(images, config.data, batch_size=batch_size, num_workers=workers):
         detections = model.detect(batch.images.to(device))
         found = detections.per_image(batch.images.sizes, batch.original_sizes)
         for image_id, of_image in zip(batch.image_ids, found, strict=True):

@@ -71,7 +71,7 @@ def _small(
                 num_before_nms=num_proposals,
                 num=num_proposals,
             ),
-            mask=None if small.mask is None else MaskConfig(width=channels),
+            mask=None if small.mask is None else MaskConfig(width=channels // 2),
         )
 
     return shrink

@@ -99,8 +99,10 @@ class Tower(nn.Module):
 
     def __init__(self, channels: int, *, group_norm: bool = False, bias: bool = True, num_convs: int = 4) -> None:
         super().__init__()
+        # 0.01 at the release's 256 channels; narrower towers, which sum fewer terms, start with the same spread.
+        std = 0.01 * math.sqrt(256 / channels)
         self.convs = nn.ModuleList(
-            gaussian(nn.Conv2d(channels, channels, kernel_size=3, padding=1, bias=bias), std=0.01)
+            gaussian(nn.Conv2d(channels, channels, kernel_size=3, padding=1, bias=bias), std=std)
             for _ in range(num_convs)
         )
         # 32 groups, or as many of at least two channels as narrow models have room for: the coarsest level of a small

@@ -85,8 +85,8 @@ def _table_html(table: pd.DataFrame) -> str:
         seed = f" <small>seed {row['seed']:.0f}</small>" if row["seed"] else ""
         cells = [f"<th>{html.escape(row['method'])}{seed}</th>"]
         for name in figures:
-            ours = "–" if pd.isna(row[name]) else f"{row[name]:.1f}"
-            cells.append(f"<td>{ours}<br><small>paper {row[f'paper {name}']:.1f}</small></td>")
+            ours, paper = ("–" if pd.isna(figure) else f"{figure:.1f}" for figure in (row[name], row[f"paper {name}"]))
+            cells.append(f"<td>{ours}<br><small>paper {paper}</small></td>")
         rows.append(f"<tr>{''.join(cells)}</tr>")
     return f"<table><tr>{head}</tr>{''.join(rows)}</table>"
 

@@ -6,9 +6,10 @@ from augfpn.errors import UserError
 from augfpn.experiments import plan
 
 
-def made_up_run(path, experiment, ap, **changes):
+def made_up_run(path, experiment, ap, mask_ap=None, **changes):
     run = Run.create(path, plan(experiment, "smoke", **changes), ())
-    run.write_results({**dict.fromkeys(FIGURES, 0.5), "APl": None, "AP": ap}, [])
+    masks = {} if mask_ap is None else {"mask_AP": mask_ap}
+    run.write_results({**dict.fromkeys(FIGURES, 0.5), "APl": None, "AP": ap, **masks}, [])
     return run
 
 
@@ -36,6 +37,24 @@ def test_runs_of_different_training_are_not_compared(tmp_path):
     made_up_run(tmp_path / "c", "table2/cs", 0.35, steps=7)
     with pytest.raises(UserError, match=r"cannot be compared.*training.steps: 4 → 7"):
         find_runs(tmp_path)
+
+
+def test_runs_of_different_baselines_can_be_of_different_training(tmp_path):
+    made_up_run(tmp_path / "a", "table1/faster_rcnn_r50_fpn_1x", 0.30)
+    made_up_run(tmp_path / "b", "table1/mask_rcnn_r50_fpn_1x", 0.35)
+    made_up_run(tmp_path / "c", "table1/retinanet_r50_fpn_1x", 0.35, steps=7)
+    assert len(find_runs(tmp_path)) == 3
+    made_up_run(tmp_path / "d", "table1/retinanet_r50_augfpn_1x", 0.35, steps=8)
+    with pytest.raises(UserError, match=r"training\.steps: 7 → 8"):
+        find_runs(tmp_path)
+
+
+def test_tables_with_masks_have_their_ap(tmp_path):
+    run = made_up_run(tmp_path / "a", "table1/mask_rcnn_r50_augfpn_1x", 0.30, mask_ap=0.25)
+    table = comparison([run], "table1").set_index("experiment")
+    assert table.loc[run.config.experiment, ["mask AP", "paper mask AP"]].tolist() == [25, 36.3]
+    assert table.loc["table1/fcos_r50_fpn_1x", ["mask AP", "paper mask AP"]].isna().all()
+    assert "mask AP" not in comparison([run], "table2")
 
 
 def test_a_folder_without_runs_is_refused(tmp_path):

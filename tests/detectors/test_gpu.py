@@ -5,23 +5,22 @@ import torch
 
 from augfpn.data.loading import Batch
 from augfpn.engine.train import backpropagate
-from tests.detectors.test_faster_rcnn import batch
+from tests.detectors.test_detectors import BASELINE, DETECTORS, batch, detect_everything
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")]
 
 
-@pytest.mark.parametrize("experiment", ["table2/baseline", "table2/cs+rfa+srs"])
+@pytest.mark.parametrize("experiment", [BASELINE, *DETECTORS])
 def test_features_and_detections_equal_the_cpus(small_model, experiment):
     images, _ = batch()
-    model = small_model(experiment).eval()
-    model.box_rules = type(model.box_rules)(score_threshold=0.0)
+    model = detect_everything(small_model(experiment))
     expected = model.detect(images)
     actual = model.cuda().detect(images.to("cuda")).to("cpu")
     torch.testing.assert_close(actual.scores, expected.scores, atol=1e-3, rtol=1e-3)
     torch.testing.assert_close(actual.boxes, expected.boxes, atol=0.1, rtol=1e-3)
 
 
-@pytest.mark.parametrize("experiment", ["table2/baseline", "table2/cs+rfa+srs"])
+@pytest.mark.parametrize("experiment", [BASELINE, *DETECTORS])
 def test_a_training_step_leaves_finite_gradients(small_model, experiment):
     images, targets = batch()
     model = small_model(experiment).cuda()

@@ -260,7 +260,7 @@ def test_the_papers_width_has_32_groups():
     assert {norm.num_groups for norm in network.classification_tower.norms} == {32}
 
 
-@pytest.mark.parametrize("channels", [2, 3, 6, 16, 32, 48, 64])
+@pytest.mark.parametrize("channels", [2, 5, 6, 16, 32, 48, 64])
 def test_a_level_of_one_cell_can_be_normalised_at_any_width(channels):
     made = head(channels)(Pyramid(tuple(torch.randn(1, channels, 1, 1) for _ in STRIDES), (), STRIDES))
     assert made.logits.isfinite().all()
