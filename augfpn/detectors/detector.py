@@ -117,11 +117,18 @@ class Detector(nn.Module, ABC):
             if name not in target:
                 raise UserError(f"targets[{position}] has no {name!r}; found {', '.join(target)}.")
         boxes, labels = target["boxes"], target["labels"]
+        if labels.ndim != 1 or (labels.is_floating_point() and len(labels) > 0):
+            raise UserError(
+                f"targets[{position}]['labels'] must be integers of shape (G), one for each object; "
+                f"found {labels.dtype} of shape {tuple(labels.shape)}."
+            )
         if not boxes.is_floating_point() or boxes.shape != (len(labels), 4) or not boxes.isfinite().all():
             raise UserError(
                 f"targets[{position}]['boxes'] must be finite floats of shape ({len(labels)}, 4), a row for each "
                 f"label; found {boxes.dtype} of shape {tuple(boxes.shape)}."
             )
+        # As they will be used: sides of doubles can be too short to be floats.
+        boxes = boxes.float()
         without_area = (boxes[:, 2:] <= boxes[:, :2]).any(dim=1)
         if without_area.any():
             raise UserError(
@@ -133,9 +140,17 @@ class Detector(nn.Module, ABC):
                 f"targets[{position}]['labels'] must be in 1…{self.num_classes} (0 is background); "
                 f"found {labels.min()} to {labels.max()}."
             )
-        expected = (len(labels), *image.shape[1:])
-        if self.needs_masks and target["masks"].shape != expected:
+        if self.needs_masks:
+            self._check_masks(position, target["masks"], (len(labels), *image.shape[1:]))
+
+    @staticmethod
+    def _check_masks(position: int, masks: Tensor, expected: tuple[int, ...]) -> None:
+        if masks.shape != expected:
             raise UserError(
                 f"targets[{position}]['masks'] must have the shape {expected}, a mask of the image's size for each "
-                f"label; found {tuple(target['masks'].shape)}."
+                f"label; found {tuple(masks.shape)}."
+            )
+        if not ((masks == 0) | (masks == 1)).all():
+            raise UserError(
+                f"targets[{position}]['masks'] must be 0 and 1 (on the object); found {masks.min()} to {masks.max()}."
             )

@@ -20,6 +20,8 @@ from augfpn.engine.runs import Run, RunError, build_model
 from augfpn.engine.schedule import learning_rate
 from augfpn.experiments.config import RunConfig, TrainingConfig, differences
 
+NORMS = (nn.GroupNorm, nn.modules.batchnorm._BatchNorm)
+
 
 def default_device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -133,12 +135,19 @@ def backpropagate(model: Detector, batch: Batch, clip_norm: float | None) -> dic
 
 
 def build_optimizer(model: nn.Module, config: TrainingConfig) -> torch.optim.Optimizer:
-    """The paper's SGD, or AdamW for scales that train from scratch in minutes."""
+    """The paper's SGD, or AdamW for scales that train from scratch in minutes.
+
+    As in the release, what holds for biases holds for those of convolutions and fully connected layers: the shifts of
+    normalisations are trained like weights.
+    """
+    norms = (module for module in model.modules() if isinstance(module, NORMS))
+    of_norms = {id(parameter) for norm in norms for parameter in norm.parameters(recurse=False)}
     biases: list[nn.Parameter] = []
     others: list[nn.Parameter] = []
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
-            (biases if name.endswith("bias") else others).append(parameter)
+            is_bias = name.endswith("bias") and id(parameter) not in of_norms
+            (biases if is_bias else others).append(parameter)
     bias_decay = config.weight_decay if config.bias_decay else 0.0
     parameters: list[dict[str, Any]] = [
         {"params": others, "rate_factor": 1.0},

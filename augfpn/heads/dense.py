@@ -105,8 +105,9 @@ class Tower(nn.Module):
             gaussian(nn.Conv2d(channels, channels, kernel_size=3, padding=1, bias=bias), std=std)
             for _ in range(num_convs)
         )
-        # 32 groups, or as many of two channels as narrow models have room for: one value has no spread.
-        num_groups = math.gcd(32, channels // 2)
+        # 32 groups, or as many of at least two channels as narrow models have room for: the coarsest level of a small
+        # image is a single cell, and a single number has no spread to normalise.
+        num_groups = math.gcd(32, channels // math.gcd(2, channels))
         self.norms = nn.ModuleList(
             nn.GroupNorm(num_groups, channels) if group_norm else nn.Identity() for _ in range(num_convs)
         )

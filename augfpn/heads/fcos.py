@@ -16,6 +16,10 @@ from augfpn.ops.anchors import AnchorGenerator
 from augfpn.ops.boxes import area, take_boxes
 from augfpn.structures import Pyramid, Targets
 
+# A distance of e^20 pixels is far beyond any image, and the box loss has no slope there. The exponential of much more
+# is infinite, and the gradient no number, even in places without an object.
+LARGEST_LOG_DISTANCE = 20.0
+
 
 @dataclass(frozen=True, kw_only=True)
 class FCOSRules:
@@ -70,7 +74,9 @@ class FCOSHead(nn.Module):
             output = flatten_places(self.regressor(regression), 4)
             # Halves overflow in exp() at 11.
             distances.append(
-                (self.scales[i] * output).float().exp() if self.rules.distances == "exp" else output.relu() * stride
+                (self.scales[i] * output).float().clamp(max=LARGEST_LOG_DISTANCE).exp()
+                if self.rules.distances == "exp"
+                else output.relu() * stride
             )
             seen = classification if self.rules.centerness_on == "classification" else regression
             centerness.append(flatten_places(self.centerness(seen), 1).squeeze(2))

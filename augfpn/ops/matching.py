@@ -28,7 +28,8 @@ class Matcher:
     A box is foreground from ``foreground_iou`` on, background below ``background_iou``, and ignored in between. With
     ``lowest_best_iou``, the boxes that overlap an object best are foreground too, if they overlap it at least by so
     much: the region proposal network's rule, by which no object stays without an anchor. ``best_of``: such a box is
-    matched to the "object" of which it is the best, or to the one that it overlaps most ("overlap").
+    matched to the "object" of which it is the best, or to the one that it overlaps most ("overlap"). An object that
+    overlaps no box at all, as one outside the image, has no best one, or all boxes would be its.
     """
 
     foreground_iou: float
@@ -52,7 +53,7 @@ class Matcher:
         kinds = torch.where(best_iou >= self.foreground_iou, FOREGROUND, kinds)
         if self.lowest_best_iou is not None:
             best_of_object = iou.max(dim=2, keepdim=True).values
-            is_best = (iou == best_of_object) & (best_of_object >= self.lowest_best_iou)
+            is_best = (iou == best_of_object) & (best_of_object >= self.lowest_best_iou) & (best_of_object > 0)
             if self.best_of == "object":
                 # An anchor that is the best of several objects goes to the last of them, as in the release.
                 last = num_objects - 1 - is_best.flip(1).to(torch.uint8).argmax(dim=1)

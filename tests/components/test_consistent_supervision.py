@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -5,6 +7,7 @@ import torchvision
 
 from augfpn.components import ConsistentSupervision
 from augfpn.heads.box import BoxHead
+from augfpn.heads.mask import MaskHead, MaskSamples
 from augfpn.ops.boxes import BoxCoder
 from augfpn.structures import Pyramid, RoISamples
 from tests.components.test_soft_roi_selection import STRIDES, random_pyramid
@@ -71,3 +74,74 @@ def test_the_single_level_form_supervises_the_assigned_level_only():
     sum(supervision(Pyramid(laterals, laterals, STRIDES), samples).values()).backward()
     assert laterals[0].grad.abs().sum() > 0
     assert all(lateral.grad.abs().sum() == 0 for lateral in laterals[1:])
+
+
+def foreground_masks(samples):
+    """The masks that the first four RoIs of each image should have."""
+    torch.manual_seed(3)
+    return MaskSamples(samples.first(4), torch.rand(2, 4, 28, 28))
+
+
+def slow_mask_loss(supervision, pyramid, masks, weight, strides):
+    """The mask loss of every level: a foreground RoI and a level at a time."""
+    total = 0.0
+    num_foreground = (masks.rois.labels > 0).sum()
+    for lateral, stride in zip(pyramid.laterals, strides, strict=False):
+        for image in range(2):
+            for roi in range(4):
+                label = masks.rois.labels[image, roi]
+                if label == 0:
+                    continue
+                box = masks.rois.boxes[image, roi]
+                features = torchvision.ops.roi_align(lateral[image : image + 1], [box[None]], 14, 1 / stride, 2)
+                logits = supervision.mask_head(features)[0, label]
+                of_roi = F.binary_cross_entropy_with_logits(logits, masks.masks[image, roi])
+                total = total + of_roi / num_foreground
+    return weight * total
+
+
+def with_mask_head(**options):
+    torch.manual_seed(2)
+    mask_head = MaskHead(4, num_classes=3, width=8)
+    return ConsistentSupervision(BoxHead(4, num_classes=3, width=16), CODER, mask_head=mask_head, **options)
+
+
+def test_the_mask_head_is_supervised_on_all_levels_like_the_box_head(samples):
+    pyramid, masks, supervision = random_pyramid(), foreground_masks(samples), with_mask_head()
+    losses = supervision(pyramid, samples, masks)
+    classifier, box_reg = slow_losses(supervision, pyramid, samples, 0.25, levels=range(4))
+    torch.testing.assert_close(losses["loss_aux_classifier"], classifier)
+    torch.testing.assert_close(losses["loss_aux_box_reg"], box_reg)
+    expected = slow_mask_loss(supervision, pyramid, masks, 0.25, STRIDES)
+    torch.testing.assert_close(losses["loss_aux_mask"], expected)
+
+
+def test_the_single_level_form_supervises_masks_with_the_plain_weight():
+    pyramid, supervision = random_pyramid(), with_mask_head(levels="assigned", weight=0.5)
+    # All RoIs are of 40 pixels: P2's.
+    boxes = torch.tensor([10.0, 10.0, 50.0, 50.0]).expand(2, 4, 4)
+    labels = torch.tensor([[1, 2, 0, 0], [3, 0, 0, 0]])
+    samples = RoISamples(boxes, labels, boxes, torch.zeros(2, 4).long(), torch.ones(2, 4).bool())
+    masks = foreground_masks(samples)
+    finest = Pyramid(pyramid.levels, pyramid.laterals[:1], STRIDES)
+    expected = slow_mask_loss(supervision, finest, masks, 0.5, STRIDES)
+    torch.testing.assert_close(supervision(pyramid, samples, masks)["loss_aux_mask"], expected)
+
+
+def test_without_foreground_there_is_no_mask_loss(samples):
+    none = replace(samples, labels=torch.zeros_like(samples.labels))
+    losses = with_mask_head()(random_pyramid(), none, foreground_masks(none))
+    assert losses["loss_aux_mask"].item() == losses["loss_aux_box_reg"].item() == 0
+
+
+def test_one_stage_laterals_are_m3_to_m5_of_strides_8_16_and_32(samples):
+    torch.manual_seed(4)
+    laterals = tuple(torch.randn(2, 4, 128 // stride, 128 // stride) for stride in STRIDES[1:4])
+    pyramid = Pyramid((*laterals, laterals[-1], laterals[-1]), laterals, (8, 16, 32, 64, 128))
+    supervision = ConsistentSupervision(BoxHead(4, num_classes=3, width=16), CODER)
+    losses = supervision(pyramid, samples)
+    # `slow_losses` counts levels from M2, and takes three of four here.
+    from_m2 = Pyramid(pyramid.levels, (torch.zeros(0), *laterals), STRIDES)
+    classifier, box_reg = slow_losses(supervision, from_m2, samples, 0.25, levels=range(1, 4))
+    torch.testing.assert_close(losses["loss_aux_classifier"], classifier)
+    torch.testing.assert_close(losses["loss_aux_box_reg"], box_reg)

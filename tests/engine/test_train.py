@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 from augfpn.engine import Run, train
 from augfpn.engine.runs import RunError
 from augfpn.engine.schedule import learning_rate
+from augfpn.engine.train import build_optimizer
 from augfpn.errors import UserError
 from augfpn.experiments import plan
 from augfpn.experiments.config import TrainingConfig
@@ -120,3 +121,70 @@ def test_the_learning_rate_is_linear_in_the_batch_size():
 def test_either_epochs_or_steps_are_given():
     with pytest.raises(UserError, match="either epochs or steps"):
         TrainingConfig(epochs=12, steps=100)
+
+
+def fcos_training():
+    return plan("table1/fcos_r50_augfpn_1x", "paper", data="somewhere").training
+
+
+def groups_of(model, training):
+    """Of each trained parameter, the factor of its rate and its weight decay."""
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    return {
+        names[id(parameter)]: (group["rate_factor"], group["weight_decay"])
+        for group in build_optimizer(model, training).param_groups
+        for parameter in group["params"]
+    }
+
+
+def test_biases_learn_at_twice_the_rate_without_decay_where_so_described(small_model):
+    model = small_model("table1/fcos_r50_augfpn_1x")
+    groups = groups_of(model, fcos_training())
+    assert groups.keys() == {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+    assert groups["head.classifier.bias"] == groups["pyramid.lateral_convs.0.bias"] == (2.0, 0.0)
+    assert groups["consistent_supervision.head.fc1.bias"] == (2.0, 0.0)
+    assert groups["head.classifier.weight"] == groups["head.scales.0"] == (1.0, 1e-4)
+
+
+def test_shifts_of_normalisations_are_no_biases(small_model):
+    # As in the release, where a rule for the names of norms comes before the one for biases.
+    groups = groups_of(small_model("table1/fcos_r50_augfpn_1x"), fcos_training())
+    assert groups["head.classification_tower.norms.0.bias"] == (1.0, 1e-4)
+    assert groups["backbone.body.layer1.0.bn1.bias"] == (1.0, 1e-4)
+
+
+def test_elsewhere_biases_are_trained_like_weights(small_model):
+    model = small_model("table1/retinanet_r50_augfpn_1x")
+    assert set(groups_of(model, plan("table1/retinanet_r50_augfpn_1x", "paper", data="x").training).values()) == {
+        (1.0, 1e-4)
+    }
+
+
+def test_frozen_parameters_are_in_no_group(small_model):
+    model = small_model("table2/baseline")
+    model.backbone.requires_grad_(False)
+    assert not any(name.startswith("backbone") for name in groups_of(model, TrainingConfig()))
+
+
+def test_one_step_moves_weights_and_biases_as_described():
+    # Without momentum's memory a first step is rate × factor × (gradient + decay × parameter).
+    layer = torch.nn.Linear(1, 1)
+    with torch.no_grad():
+        layer.weight.fill_(2.0)
+        layer.bias.fill_(3.0)
+    training = replace(fcos_training(), weight_decay=0.1)
+    optimizer = build_optimizer(layer, training)
+    for group in optimizer.param_groups:
+        group["lr"] = 0.5 * group["rate_factor"]
+    layer.weight.grad, layer.bias.grad = torch.ones(1, 1), torch.ones(1)
+    optimizer.step()
+    assert layer.weight.item() == pytest.approx(2 - 0.5 * (1 + 0.1 * 2))
+    assert layer.bias.item() == pytest.approx(3 - 0.5 * 2 * 1)
+
+
+def test_a_constant_warm_up_stays_at_its_start_until_it_ends():
+    training = fcos_training()
+    assert training.clip_norm is None
+    num_steps = training.num_steps(117_266)
+    rates = [learning_rate(training, step, num_steps) for step in (0, 250, 499, 500, 59_000, 81_000)]
+    assert rates == pytest.approx([0.01 / 3, 0.01 / 3, 0.01 / 3, 0.01, 0.001, 0.0001])

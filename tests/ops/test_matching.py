@@ -1,3 +1,4 @@
+import pytest
 import torch
 from torchvision.models.detection._utils import Matcher as TorchvisionMatcher
 
@@ -95,3 +96,18 @@ def test_every_foreground_box_is_drawn_equally_often():
     times = torch.bincount(sample.indices.flatten(), minlength=16) / 4000
     # Two of eight of each kind.
     assert (times - 0.25).abs().max() < 0.03
+
+
+@pytest.mark.parametrize("best_of", ["object", "overlap"])
+def test_an_object_that_overlaps_nothing_makes_nothing_foreground(best_of):
+    far = Targets(torch.tensor([[[1000.0, 1000.0, 1010.0, 1010.0]]]), torch.tensor([[1]]))
+    matcher = Matcher(foreground_iou=0.5, background_iou=0.4, lowest_best_iou=0.0, best_of=best_of)
+    assert (matcher(ANCHORS, far).kinds == BACKGROUND).all()
+
+
+def test_a_box_that_is_the_best_of_several_objects_goes_to_the_last_of_them():
+    two = Targets(torch.tensor([[[0.0, 0.0, 10.0, 10.0], [0.0, 0.0, 10.0, 8.0]]]), torch.tensor([[3, 5]]))
+    of_object = Matcher(foreground_iou=0.5, background_iou=0.4, lowest_best_iou=0.0)(ANCHORS[:1], two)
+    assert of_object.indices.tolist() == [[1]]
+    overlap = Matcher(foreground_iou=0.5, background_iou=0.4, lowest_best_iou=0.0, best_of="overlap")
+    assert overlap(ANCHORS[:1], two).indices.tolist() == [[0]]
