@@ -28,9 +28,6 @@ from augfpn.ops.boxes import BoxCoder
 from augfpn.ops.level_assignment import FINEST_SIDE
 from augfpn.ops.matching import Matcher, Sampler
 
-# One-stage detectors have no P2.
-FIRST_ONE_STAGE = 1
-ONE_STAGE_LEVELS = 5
 ROI_CODER = BoxCoder(stds=(0.1, 0.1, 0.2, 0.2))
 
 
@@ -91,10 +88,12 @@ def _one_stage(config: RetinaNetConfig | FCOSConfig, num_classes: int, preproces
     conventions = config.conventions
     backbone = _backbone(config)
     source = conventions.retinanet_top if isinstance(config, RetinaNetConfig) else "p5"
+    # The backbone's stages begin with C2.
+    first = config.finest_level - 2
     pyramid = FeaturePyramid(
-        backbone.channels[FIRST_ONE_STAGE:],
+        backbone.channels[first:],
         config.channels,
-        backbone.strides[FIRST_ONE_STAGE:],
+        backbone.strides[first:],
         _augmentation(config, backbone),
         ConvolvedP6P7(backbone.channels[-1] if source == "c5" else config.channels, config.channels, source),
     )
@@ -117,7 +116,7 @@ def _one_stage(config: RetinaNetConfig | FCOSConfig, num_classes: int, preproces
         head = RetinaNetHead(config.channels, num_classes, _anchors(config), retinanet)
     else:
         fcos = FCOSRules(
-            regression_ranges=tuple(config.finest_range * 2**i for i in range(ONE_STAGE_LEVELS - 1)),
+            regression_ranges=tuple(config.finest_range * 2**i for i in range(len(pyramid.strides) - 1)),
             centre_radius=conventions.fcos_centre_radius,
             centerness_on=conventions.fcos_centerness_on,
             distances=conventions.fcos_distances,

@@ -85,6 +85,11 @@ class Detector(nn.Module, ABC):
             In training a dict of scalar losses. In evaluation a dict for each image: ``boxes (D, 4)`` in its pixels,
             ``labels (D)``, ``scores (D)``, best first, and with Mask R-CNN ``masks (D, 1, H, W)``, probabilities.
         """
+        for position, image in enumerate(images):
+            if image.ndim != 3 or image.shape[0] != 3 or image.numel() == 0:
+                raise UserError(f"images[{position}] must have the shape (3, H, W); found {tuple(image.shape)}.")
+        if len(images) == 0:
+            raise UserError("There must be at least one image.")
         batch = Images.pad([self.preprocessing.resize(image) for image in images])
         originals = torch.tensor([image.shape[1:] for image in images])
         if not self.training:

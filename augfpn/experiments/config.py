@@ -173,35 +173,46 @@ class FasterRCNNConfig(DetectorConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
-class RetinaNetConfig(DetectorConfig):
+class OneStageConfig(DetectorConfig):
+    """What RetinaNet and FCOS have. ``finest_level``: 3 for a pyramid from P3 on; small images need P2.
+
+    ``num_before_nms``: detections a level.
+    """
+
+    finest_level: Literal[2, 3] = 3
+    num_before_nms: int = 1000
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _require_positive(self, "num_before_nms")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RetinaNetConfig(OneStageConfig):
     """RetinaNet. ``anchor_scale``: side of its smallest square anchors in strides; then ``num_octave_scales`` up to it
-    doubled. ``num_before_nms``: detections a level."""
+    doubled."""
 
     architecture: Literal["retinanet"] = "retinanet"
     anchor_scale: float = 4.0
     num_octave_scales: int = 3
     anchor_ratios: tuple[float, ...] = (0.5, 1.0, 2.0)
-    num_before_nms: int = 1000
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _require_positive(self, "anchor_scale", "num_octave_scales", "num_before_nms")
+        _require_positive(self, "anchor_scale", "num_octave_scales")
 
 
 @dataclass(frozen=True, kw_only=True)
-class FCOSConfig(DetectorConfig):
-    """FCOS. ``finest_range``: the largest distance in pixels that P3 has to predict; doubles from level to level.
-
-    ``num_before_nms``: detections a level.
-    """
+class FCOSConfig(OneStageConfig):
+    """FCOS. ``finest_range``: the largest distance in pixels that the finest level has to predict; doubles from level
+    to level."""
 
     architecture: Literal["fcos"] = "fcos"
     finest_range: float = 64.0
-    num_before_nms: int = 1000
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _require_positive(self, "finest_range", "num_before_nms")
+        _require_positive(self, "finest_range")
 
 
 AnyDetectorConfig = FasterRCNNConfig | RetinaNetConfig | FCOSConfig

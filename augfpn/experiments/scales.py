@@ -48,7 +48,7 @@ class Scale:
 def _small(
     channels: int, width: int, num_proposals: int, num_sampled: int
 ) -> Callable[[AnyDetectorConfig], AnyDetectorConfig]:
-    """A model for images of about 128 pixels: anchors, ranges and level assignment shrink with them."""
+    """A model for images of about 128 pixels: anchors, ranges, strides and level assignment shrink with them."""
 
     def shrink(model: AnyDetectorConfig) -> AnyDetectorConfig:
         small = replace(
@@ -58,9 +58,9 @@ def _small(
             box=BoxConfig(width=width, num_sampled=num_sampled),
         )
         if isinstance(small, RetinaNetConfig):
-            return replace(small, anchor_scale=1.5)
+            return replace(small, finest_level=2, anchor_scale=3.0)
         if isinstance(small, FCOSConfig):
-            return replace(small, finest_range=12.0)
+            return replace(small, finest_level=2, finest_range=12.0)
         return replace(
             small,
             finest_side=14.0,

@@ -134,3 +134,17 @@ def test_masks_are_resized_with_their_image(small_model):
         assert (around - targets.boxes[image, position]).abs().max() <= 1
     assert targets.masks[1, 0].sum() == 32 * 64
     assert not targets.masks[:, 2:].any()
+
+
+@pytest.mark.parametrize(
+    ("images", "expected"),
+    [
+        ([], "at least one image"),
+        ([torch.rand(3, 64, 64), torch.rand(1, 64, 64)], r"images\[1\] must have the shape \(3, H, W\)"),
+        ([torch.rand(64, 64, 3)], r"found \(64, 64, 3\)"),
+        ([torch.rand(3, 0, 64)], r"found \(3, 0, 64\)"),
+    ],
+)
+def test_what_is_no_image_is_refused(small_model, images, expected):
+    with pytest.raises(UserError, match=expected):
+        small_model("table2/baseline").eval()(images)
