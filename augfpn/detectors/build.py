@@ -111,6 +111,7 @@ def _one_stage(config: RetinaNetConfig | FCOSConfig, num_classes: int, preproces
             ),
             smooth_l1_beta=conventions.retinanet_smooth_l1_beta,
             mean=conventions.retinanet_mean,
+            tower_convs=config.tower_convs,
             selection=selection,
         )
         head = RetinaNetHead(config.channels, num_classes, _anchors(config), retinanet)
@@ -123,6 +124,7 @@ def _one_stage(config: RetinaNetConfig | FCOSConfig, num_classes: int, preproces
             tower_bias=conventions.fcos_tower_bias,
             box_loss=conventions.fcos_box_loss,
             score=conventions.fcos_score,
+            tower_convs=config.tower_convs,
             selection=selection,
         )
         head = FCOSHead(config.channels, num_classes, _anchors(config), fcos)
@@ -132,6 +134,10 @@ def _one_stage(config: RetinaNetConfig | FCOSConfig, num_classes: int, preproces
         backbone,
         pyramid,
         head,
+        # The release's values; two-stage detectors have a region proposal network instead.
+        Selection(
+            score_threshold=0.01, num_before_nms=config.proposals_before_nms, nms_iou=0.7, num=config.num_proposals
+        ),
         Sampler(num=config.box.num_sampled, foreground_fraction=0.25),
         _supervision(config, num_classes),
     )

@@ -20,7 +20,7 @@ from augfpn.detectors.backbone import Backbone
 from augfpn.detectors.detector import Detector
 from augfpn.detectors.preprocessing import Preprocessing
 from augfpn.heads.box import ROI_MATCHER, sample_rois
-from augfpn.heads.dense import PROPOSAL_SELECTION, DensePredictions, Selection, select
+from augfpn.heads.dense import DensePredictions, Selection, select
 from augfpn.heads.fcos import FCOSHead
 from augfpn.heads.retinanet import RetinaNetHead
 from augfpn.ops.matching import Sampler
@@ -32,7 +32,8 @@ class OneStageDetector(Detector):
 
     Args:
         head: predicts at every place of every level.
-        roi_sampler: draws the RoIs of Consistent Supervision from what the head detects.
+        proposal_selection: what of it can be an RoI of Consistent Supervision.
+        roi_sampler: draws these RoIs.
     """
 
     def __init__(
@@ -42,11 +43,13 @@ class OneStageDetector(Detector):
         backbone: Backbone,
         pyramid: FeaturePyramid,
         head: RetinaNetHead | FCOSHead,
+        proposal_selection: Selection,
         roi_sampler: Sampler,
         consistent_supervision: ConsistentSupervision | None = None,
     ) -> None:
         super().__init__(num_classes, preprocessing, backbone, pyramid, consistent_supervision)
         self.head = head
+        self.proposal_selection = proposal_selection
         self.roi_sampler = roi_sampler
 
     def losses(self, images: Images, targets: Targets) -> dict[str, Tensor]:
@@ -55,7 +58,7 @@ class OneStageDetector(Detector):
         losses: dict[str, Tensor] = self.head.losses(predictions, targets)
         if self.consistent_supervision is not None:
             with torch.no_grad():
-                found = self._select(predictions, images.sizes, PROPOSAL_SELECTION)
+                found = self._select(predictions, images.sizes, self.proposal_selection)
                 proposals = Proposals(found.boxes, found.scores, found.valid)
                 samples = sample_rois(proposals, targets, ROI_MATCHER, self.roi_sampler)
             losses |= self.consistent_supervision(pyramid, samples)

@@ -176,15 +176,20 @@ class FasterRCNNConfig(DetectorConfig):
 class OneStageConfig(DetectorConfig):
     """What RetinaNet and FCOS have. ``finest_level``: 3 for a pyramid from P3 on; small images need P2.
 
-    ``num_before_nms``: detections a level.
+    ``tower_convs``: convolutions of each of the head's towers. ``num_before_nms``: detections a level.
+    ``proposals_before_nms`` a level and ``num_proposals`` an image: from which RoIs are drawn for Consistent
+    Supervision.
     """
 
     finest_level: Literal[2, 3] = 3
+    tower_convs: int = 4
     num_before_nms: int = 1000
+    proposals_before_nms: int = 2000
+    num_proposals: int = 1000
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _require_positive(self, "num_before_nms")
+        _require_positive(self, "tower_convs", "num_before_nms", "proposals_before_nms", "num_proposals")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -57,10 +57,18 @@ def _small(
             channels=channels,
             box=BoxConfig(width=width, num_sampled=num_sampled),
         )
+        if isinstance(small, RetinaNetConfig | FCOSConfig):
+            small = replace(
+                small,
+                finest_level=2,
+                tower_convs=2,
+                proposals_before_nms=num_proposals,
+                num_proposals=num_proposals,
+            )
         if isinstance(small, RetinaNetConfig):
-            return replace(small, finest_level=2, anchor_scale=3.0)
+            return replace(small, anchor_scale=3.0)
         if isinstance(small, FCOSConfig):
-            return replace(small, finest_level=2, finest_range=12.0)
+            return replace(small, finest_range=12.0)
         return replace(
             small,
             finest_side=14.0,

@@ -57,10 +57,6 @@ class Selection:
     num: int = 100
 
 
-# What Consistent Supervision takes for proposals, where there is no region proposal network (the release's values).
-PROPOSAL_SELECTION = Selection(score_threshold=0.01, num_before_nms=2000, nms_iou=0.7, num=1000)
-
-
 def select(
     scores: Tensor, boxes: Tensor, anchors: Tensor, num_anchors: Sequence[int], sizes: Tensor, selection: Selection
 ) -> Detections:
@@ -95,9 +91,9 @@ def select(
 
 
 class Tower(nn.Module):
-    """Four convolutions of 3 × 3 with a ReLU after each, and group norm before it or not."""
+    """Convolutions of 3 × 3 with a ReLU after each, and group norm before it or not."""
 
-    def __init__(self, channels: int, *, group_norm: bool = False, bias: bool = True, num_convs: int = 4) -> None:
+    def __init__(self, channels: int, num_convs: int, *, group_norm: bool = False, bias: bool = True) -> None:
         super().__init__()
         # 0.01 at the release's 256 channels; narrower towers, which sum fewer terms, start with the same spread.
         std = 0.01 * math.sqrt(256 / channels)

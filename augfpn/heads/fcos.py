@@ -36,6 +36,7 @@ class FCOSRules:
     tower_bias: bool = False
     box_loss: Literal["iou", "giou"] = "iou"
     score: Literal["product", "root"] = "product"
+    tower_convs: int = 4
     selection: Selection = Selection()
 
 
@@ -54,8 +55,8 @@ class FCOSHead(nn.Module):
         self.num_classes = num_classes
         self.rules = rules
         self.cells = cells
-        self.classification_tower = Tower(channels, group_norm=True, bias=rules.tower_bias)
-        self.regression_tower = Tower(channels, group_norm=True, bias=rules.tower_bias)
+        self.classification_tower = Tower(channels, rules.tower_convs, group_norm=True, bias=rules.tower_bias)
+        self.regression_tower = Tower(channels, rules.tower_convs, group_norm=True, bias=rules.tower_bias)
         self.classifier = gaussian(
             nn.Conv2d(channels, num_classes, kernel_size=3, padding=1), std=0.01, bias=PRIOR_LOGIT
         )

@@ -26,6 +26,7 @@ class RetinaNetRules:
     coder: BoxCoder = BoxCoder()
     smooth_l1_beta: float = 0.11
     mean: Literal["batch", "image"] = "batch"
+    tower_convs: int = 4
     selection: Selection = Selection()
 
 
@@ -44,8 +45,8 @@ class RetinaNetHead(nn.Module):
         self.num_classes = num_classes
         self.anchors = anchors
         self.rules = rules
-        self.classification_tower = Tower(channels)
-        self.regression_tower = Tower(channels)
+        self.classification_tower = Tower(channels, rules.tower_convs)
+        self.regression_tower = Tower(channels, rules.tower_convs)
         per_cell = anchors.num_per_cell
         self.classifier = gaussian(
             nn.Conv2d(channels, per_cell * num_classes, kernel_size=3, padding=1), std=0.01, bias=PRIOR_LOGIT

@@ -2,6 +2,7 @@ import torch
 
 from augfpn.components import SoftRoISelection
 from augfpn.interop import from_release
+from augfpn.ops.roi_align import roi_align_every_level
 from augfpn.structures import Pyramid
 
 STRIDES = (4, 8, 16, 32, 64)
@@ -28,6 +29,9 @@ def test_selection_equals_the_authors_release(golden):
     own = images * len(rois) + torch.arange(len(rois))
     torch.testing.assert_close(maps[own], tensors["out.weights"], atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(fused[own], tensors["out.fused"], atol=1e-5, rtol=1e-5)
+    # What Consistent Supervision sees: every level of an RoI, then every level of the next.
+    every_level = roi_align_every_level(inputs, STRIDES[:4], boxes)[own].flatten(0, 1)
+    torch.testing.assert_close(every_level, tensors["out.all_levels"], atol=1e-5, rtol=1e-5)
 
 
 def test_a_permuted_list_of_rois_permutes_the_features():

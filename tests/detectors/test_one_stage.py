@@ -6,8 +6,8 @@ import pytest
 import torch
 import torchvision
 
-from augfpn.detectors import one_stage
-from augfpn.heads.dense import PROPOSAL_SELECTION, Selection
+from augfpn.detectors import build_detector, one_stage
+from augfpn.heads.dense import Selection
 from augfpn.structures import Images, Targets
 
 AUGFPN = ["table1/retinanet_r50_augfpn_1x", "table1/fcos_r50_augfpn_1x"]
@@ -38,13 +38,19 @@ def observed(model, monkeypatch):
     return seen
 
 
-def test_the_releases_proposals():
-    assert Selection(score_threshold=0.01, num_before_nms=2000, nms_iou=0.7, num=1000) == PROPOSAL_SELECTION
+RELEASE = Selection(score_threshold=0.01, num_before_nms=2000, nms_iou=0.7, num=1000)
+
+
+@pytest.mark.parametrize("experiment", AUGFPN)
+def test_the_releases_proposals_are_the_papers_scales(experiment):
+    with torch.device("meta"):
+        assert build_detector(experiment, num_classes=80, pretrained=False).proposal_selection == RELEASE
 
 
 @pytest.mark.parametrize("experiment", AUGFPN)
 def test_proposals_are_the_heads_own_detections_by_the_releases_rule(small_model, monkeypatch, experiment):
     model = small_model(experiment)
+    model.proposal_selection = RELEASE
     proposals = observed(model, monkeypatch)["proposals"]
     images, _ = batch()
     predictions = model.head(model.features(images))
@@ -92,16 +98,14 @@ def test_the_auxiliary_losses_reach_the_laterals_but_not_the_detectors_head(smal
     sum(loss for name, loss in losses.items() if name.startswith("loss_aux")).backward()
     assert all(parameter.grad is None for parameter in model.head.parameters())
     assert all(conv.weight.grad.abs().sum() > 0 for conv in model.pyramid.lateral_convs)
-    assert len(model.pyramid.lateral_convs) == 3
 
 
 def test_512_rois_a_quarter_of_them_foreground_in_the_papers_size():
-    from augfpn import build_detector
-
     model = build_detector(AUGFPN[0], num_classes=3, pretrained=False)
     assert (model.roi_sampler.num, model.roi_sampler.foreground_fraction) == (512, 0.25)
     assert model.consistent_supervision.weight == 0.25
     assert model.pyramid.strides == (8, 16, 32, 64, 128)
+    assert len(model.pyramid.lateral_convs) == 3
 
 
 @pytest.mark.parametrize("experiment", ALL)
