@@ -21,6 +21,7 @@ from augfpn.experiments.config import (
     BackboneConfig,
     BoxConfig,
     DataConfig,
+    FasterRCNNConfig,
     FCOSConfig,
     MaskConfig,
     ProposalConfig,
@@ -36,13 +37,18 @@ from augfpn.experiments.paper import find_experiment, unknown
 class Scale:
     """``model`` turns an experiment's model into the one that is run; ``data`` is without a root.
 
-    ``training``: None for the experiment's own.
+    ``training``: None for the experiment's own. ``one_stage_training``: where one-stage detectors need another.
     """
 
     name: str
     model: Callable[[AnyDetectorConfig], AnyDetectorConfig]
     data: DataConfig
     training: TrainingConfig | None
+    one_stage_training: TrainingConfig | None = None
+
+    def training_of(self, model: AnyDetectorConfig) -> TrainingConfig | None:
+        is_one_stage = not isinstance(model, FasterRCNNConfig)
+        return self.one_stage_training or self.training if is_one_stage else self.training
 
 
 def _small(
@@ -97,6 +103,18 @@ _FROM_SCRATCH = TrainingConfig(
     optimizer="adamw", weight_decay=0.05, epochs=None, steps=1, warmup_start=0.1, schedule="cosine"
 )
 
+_MICRO = replace(
+    _FROM_SCRATCH,
+    learning_rate=1e-3,
+    reference_batch_size=4,
+    # Small batches: what counts in minutes is the number of steps.
+    batch_size=4,
+    steps=600,
+    warmup_steps=50,
+    checkpoint_every=100,
+    num_workers=0,
+)
+
 SCALES: dict[str, Scale] = {
     scale.name: scale
     for scale in (
@@ -122,17 +140,9 @@ SCALES: dict[str, Scale] = {
             data=DataConfig(
                 synthetic=SyntheticConfig(size=128, num_train=1500, num_val=250), short_side=160, long_side=256
             ),
-            training=replace(
-                _FROM_SCRATCH,
-                learning_rate=1e-3,
-                reference_batch_size=4,
-                # Small batches: what counts in minutes is the number of steps.
-                batch_size=4,
-                steps=600,
-                warmup_steps=50,
-                checkpoint_every=100,
-                num_workers=0,
-            ),
+            training=_MICRO,
+            # Focal loss finds objects soon, but takes longer to tell classes apart.
+            one_stage_training=replace(_MICRO, learning_rate=3e-3, steps=800),
         ),
         Scale(
             name="mini",
@@ -200,7 +210,7 @@ def plan(
     described = find_experiment(experiment)
     model = chosen.model(described.model)
     data_config = replace(data_config, masks=model.needs_masks)
-    training = chosen.training or described.training
+    training = chosen.training_of(model) or described.training
     if steps is not None:
         training = replace(training, steps=steps, epochs=None)
     if batch_size is not None:
