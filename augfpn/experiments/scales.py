@@ -142,7 +142,7 @@ SCALES: dict[str, Scale] = {
             ),
             training=_MICRO,
             # Focal loss finds objects soon, but takes longer to tell classes apart.
-            one_stage_training=replace(_MICRO, learning_rate=3e-3, steps=800),
+            one_stage_training=replace(_MICRO, learning_rate=2e-3, steps=1000),
         ),
         Scale(
             name="mini",
