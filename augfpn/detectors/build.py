@@ -59,6 +59,7 @@ def _faster_rcnn(config: FasterRCNNConfig, num_classes: int, preprocessing: Prep
     conventions = config.conventions
     backbone = _backbone(config)
     pyramid = FeaturePyramid(backbone.channels, config.channels, backbone.strides, _augmentation(config, backbone))
+    roi_pooling = _roi_pooling(config)
     box_rules = BoxRules(
         sampler=Sampler(num=config.box.num_sampled, foreground_fraction=0.25),
         coder=ROI_CODER,
@@ -73,7 +74,7 @@ def _faster_rcnn(config: FasterRCNNConfig, num_classes: int, preprocessing: Prep
         backbone,
         pyramid,
         RegionProposals(config.channels, _anchors(config), _proposal_rules(config)),
-        roi_pooling=_roi_pooling(config),
+        roi_pooling=roi_pooling,
         box_head=BoxHead(config.channels, num_classes, config.box.width),
         box_rules=box_rules,
         mask_branch=None
