@@ -1,7 +1,7 @@
 """How weights start, as in the release.
 
-Departure: the release never initialises the auxiliary head of Consistent Supervision, so that it starts with PyTorch's
-defaults; here it starts like the box head that it mirrors.
+Departure: in two-stage detectors the release never initialises the auxiliary heads of Consistent Supervision, so that
+they start with PyTorch's defaults; here they start like the heads that they mirror.
 """
 
 from __future__ import annotations

@@ -7,7 +7,7 @@ Conventions, stated here once and used everywhere:
 
 - Boxes are ``(x1, y1, x2, y2)`` floats in pixels of the resized image; width is ``x2 - x1`` (no "+1").
 - Class labels are ``1…K``; 0 is background and padding. Data sets translate to and from their own category ids.
-- Levels run from fine to coarse: P2 (stride 4) first.
+- Levels run from fine to coarse: P2 (stride 4), or P3 in one-stage detectors, first.
 
 Shape legend of the whole package: ``B`` images, ``C`` channels, ``H W`` cells, ``L`` levels, ``G`` ground-truth
 objects, ``A`` anchors, ``R`` RoIs, ``S`` cells of a pooled RoI's side, ``K`` classes, ``D`` detections.
@@ -36,10 +36,12 @@ class _Movable:
     """Moves every tensor of a dataclass to a device."""
 
     def to(self: Structure, device: Any) -> Structure:
+        # To the host one has to wait: what is read before the copy is done is not what was computed.
+        non_blocking = torch.device(device).type != "cpu"
         moved = {}
         for field in fields(self):  # type: ignore[arg-type]
             value = getattr(self, field.name)
-            moved[field.name] = value.to(device, non_blocking=True) if isinstance(value, Tensor) else value
+            moved[field.name] = value.to(device, non_blocking=non_blocking) if isinstance(value, Tensor) else value
         return type(self)(**moved)
 
 
@@ -68,6 +70,7 @@ class Targets(_Movable):
 
     ``boxes``: ``(B, G, 4)``; ``labels``: ``(B, G)`` int64, 0 where there is no object.
     ``masks``: ``(B, G, H, W)`` uint8, 1 on the object, of the batch's padded size; None where nobody asks for masks.
+    Their G may be less, but all objects have one.
     """
 
     boxes: Tensor
@@ -92,6 +95,8 @@ class Targets(_Movable):
         """
         most = max((len(image_labels) for image_labels in labels), default=0)
         room = max(8, 1 << max(most - 1, 0).bit_length())
+        # Masks are large, and only one operator sees them: they are padded by no more than seven.
+        mask_room = max(8, -(-most // 8) * 8)
         padded_boxes = boxes[0].new_zeros(len(boxes), room, 4)
         padded_labels = labels[0].new_zeros(len(labels), room)
         for image, (image_boxes, image_labels) in enumerate(zip(boxes, labels, strict=True)):
@@ -100,7 +105,7 @@ class Targets(_Movable):
         if masks is None:
             return Targets(padded_boxes, padded_labels)
         assert size is not None, "masks are padded to the size of their batch"
-        padded_masks = torch.zeros(len(masks), room, *size, dtype=torch.uint8, device=masks[0].device)
+        padded_masks = torch.zeros(len(masks), mask_room, *size, dtype=torch.uint8, device=masks[0].device)
         for image, image_masks in enumerate(masks):
             num, height, width = image_masks.shape
             padded_masks[image, :num, :height, :width] = image_masks
@@ -116,9 +121,9 @@ class Targets(_Movable):
 class Pyramid:
     """What a feature pyramid returns, whoever looks at it.
 
-    ``levels``: P2…P6, each ``(B, C, H_l, W_l)``, the features that heads work on.
-    ``laterals``: M2…M5, the features after the lateral connections and before any fusion, which Consistent Supervision
-    supervises (Section 3.1).
+    ``levels``: P2…P6, or P3…P7 of one-stage detectors, each ``(B, C, H_l, W_l)``, the features that heads work on.
+    ``laterals``: M2…M5, or M3…M5, the features after the lateral connections and before any fusion, which Consistent
+    Supervision supervises (Section 3.1).
     ``strides``: pixels a cell for each of ``levels``; the laterals' are the first ones.
     """
 

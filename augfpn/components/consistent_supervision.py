@@ -67,6 +67,7 @@ class ConsistentSupervision(nn.Module):
         """
         pooled = self._pool(pyramid, samples.boxes, ROI_SIZE)
         num_levels = pooled.shape[1]
+        # Smooth L1 with β = 1, as in the release, whatever the conventions of the detector's own box head.
         # A mean over RoIs and levels is 1 / num_levels of the equation's sum over levels of means over RoIs.
         weight = self.weight * num_levels
         box = box_losses(self.head(pooled.flatten(0, 1)), samples.repeated(num_levels), self.coder)

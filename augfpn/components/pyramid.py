@@ -53,7 +53,7 @@ class FeaturePyramid(nn.Module):
         self.strides = (*strides, *(strides[-1] * 2**i for i in range(1, self.top.num_levels + 1)))
 
     def forward(self, features: Sequence[Tensor]) -> Pyramid:
-        """``features``: C2…C5, each ``(B, C_l, H_l, W_l)``; those before the first stage that it is built from wait."""
+        """``features``: C2…C5, each ``(B, C_l, H_l, W_l)``; those that it is not built from are ignored."""
         features = features[-len(self.lateral_convs) :]
         laterals = [conv(feature) for conv, feature in zip(self.lateral_convs, features, strict=True)]
         highest, context = laterals[-1], None

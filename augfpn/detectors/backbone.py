@@ -65,6 +65,7 @@ class Backbone(nn.Module):
         self._channels_last = str(getattr(body, "output_fmt", "NCHW")).endswith("NHWC")
         self.body = body
         self.channels: tuple[int, ...] = tuple(body.feature_info.channels()[position] for position in self._positions)
+        self._frozen_norms: list[nn.Module] = []
         self._freeze(name, frozen_stages)
 
     def forward(self, pixels: Tensor) -> Sequence[Tensor]:
@@ -86,6 +87,19 @@ class Backbone(nn.Module):
             )
         for parameter in sources[frozen_stages - 1]:
             parameter.requires_grad_(False)
+        self._frozen_norms = [
+            module
+            for module in self.body.modules()
+            if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.weight in sources[frozen_stages - 1]
+        ]
+        self.train(self.training)
+
+    def train(self, mode: bool = True) -> Backbone:
+        """Batch norm in frozen stages keeps its statistics also where that of others does not."""
+        super().train(mode)
+        for norm in self._frozen_norms:
+            norm.eval()
+        return self
 
     def _stages_of_a_small_image(self, name: str) -> Sequence[Tensor]:
         """C2…C5 of a small black image, without a trace in random numbers or batch norm."""

@@ -22,10 +22,10 @@ from augfpn.heads.fcos import FCOSHead, FCOSRules
 from augfpn.heads.mask import MASK_ROI_SIZE, MaskBranch, MaskHead
 from augfpn.heads.region_proposals import ProposalCounts, ProposalRules, RegionProposals
 from augfpn.heads.retinanet import RetinaNetHead, RetinaNetRules
-from augfpn.heads.roi_pooling import SingleLevelPooling
+from augfpn.heads.roi_pooling import AdaptiveFeaturePooling, SingleLevelPooling
 from augfpn.ops.anchors import AnchorGenerator
 from augfpn.ops.boxes import BoxCoder
-from augfpn.ops.level_assignment import FINEST_SIDE
+from augfpn.ops.level_assignment import FINEST_SIDE, NUM_ROI_LEVELS
 from augfpn.ops.matching import Matcher, Sampler
 
 ROI_CODER = BoxCoder(stds=(0.1, 0.1, 0.2, 0.2))
@@ -49,6 +49,8 @@ def build_from_config(
 
     ``short_side`` and ``long_side``: pixels to which images are resized (`augfpn.detectors.preprocessing`).
     """
+    if num_classes < 1:
+        raise UserError(f"A detector has at least one class besides background, not {num_classes}.")
     preprocessing = Preprocessing(short_side, long_side, config.backbone.style, config.conventions.antialias)
     if isinstance(config, FasterRCNNConfig):
         return _faster_rcnn(config, num_classes, preprocessing)
@@ -59,7 +61,7 @@ def _faster_rcnn(config: FasterRCNNConfig, num_classes: int, preprocessing: Prep
     conventions = config.conventions
     backbone = _backbone(config)
     pyramid = FeaturePyramid(backbone.channels, config.channels, backbone.strides, _augmentation(config, backbone))
-    roi_pooling = _roi_pooling(config)
+    roi_pooling = AdaptiveFeaturePooling() if config.adaptive_feature_pooling else _roi_pooling(config)
     box_rules = BoxRules(
         sampler=Sampler(num=config.box.num_sampled, foreground_fraction=0.25),
         coder=ROI_CODER,
@@ -75,7 +77,12 @@ def _faster_rcnn(config: FasterRCNNConfig, num_classes: int, preprocessing: Prep
         pyramid,
         RegionProposals(config.channels, _anchors(config), _proposal_rules(config)),
         roi_pooling=roi_pooling,
-        box_head=BoxHead(config.channels, num_classes, config.box.width),
+        box_head=BoxHead(
+            config.channels,
+            num_classes,
+            config.box.width,
+            num_levels=NUM_ROI_LEVELS if config.adaptive_feature_pooling else 1,
+        ),
         box_rules=box_rules,
         mask_branch=None
         if config.mask is None
@@ -186,7 +193,7 @@ def _proposal_rules(config: FasterRCNNConfig) -> ProposalRules:
             best_of=conventions.best_anchor_of,
         ),
         sampler=Sampler(num=proposals.num_sampled, foreground_fraction=0.5),
-        train_inside_only=proposals.train_inside_only,
+        train_inside_only=conventions.train_inside_only,
         training=training,
         inference=training if fewer is None else ProposalCounts(before_nms=fewer, num=fewer),
     )

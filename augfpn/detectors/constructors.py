@@ -13,6 +13,7 @@ from typing import Literal
 
 from augfpn.detectors.build import build_from_config
 from augfpn.detectors.detector import Detector
+from augfpn.experiments.checks import require
 from augfpn.experiments.config import (
     AnyDetectorConfig,
     BackboneConfig,
@@ -21,7 +22,7 @@ from augfpn.experiments.config import (
     MaskConfig,
     RetinaNetConfig,
 )
-from augfpn.experiments.paper import with_augfpn
+from augfpn.experiments.paper import from_scratch, with_augfpn
 
 Neck = Literal["fpn", "augfpn"]
 
@@ -31,7 +32,7 @@ def faster_rcnn(
     *,
     neck: Neck = "augfpn",
     backbone: str = "resnet50",
-    weights: str | None = "tv_in1k",
+    weights: str | None = "default",
     short_side: int = 800,
     long_side: int = 1333,
 ) -> Detector:
@@ -41,7 +42,8 @@ def faster_rcnn(
         num_classes: K, without background.
         neck: "augfpn", or "fpn" without any of the paper's components.
         backbone: timm's name of an architecture.
-        weights: what the backbone starts from: a tag of timm's, a file or a URL; None for a random start.
+        weights: what the backbone starts from: a tag of timm's, "default" for the one that timm takes (the paper's for
+            its ResNets), a file or a URL; None for a random start, with nothing frozen.
         short_side: pixels of an image's shorter side after resizing, unless the longer one would pass ``long_side``.
         long_side: the most pixels of an image's longer side.
     """
@@ -53,7 +55,7 @@ def mask_rcnn(
     *,
     neck: Neck = "augfpn",
     backbone: str = "resnet50",
-    weights: str | None = "tv_in1k",
+    weights: str | None = "default",
     short_side: int = 800,
     long_side: int = 1333,
 ) -> Detector:
@@ -66,7 +68,7 @@ def retinanet(
     *,
     neck: Neck = "augfpn",
     backbone: str = "resnet50",
-    weights: str | None = "tv_in1k",
+    weights: str | None = "default",
     short_side: int = 800,
     long_side: int = 1333,
 ) -> Detector:
@@ -79,7 +81,7 @@ def fcos(
     *,
     neck: Neck = "augfpn",
     backbone: str = "resnet50",
-    weights: str | None = "tv_in1k",
+    weights: str | None = "default",
     short_side: int = 800,
     long_side: int = 1333,
 ) -> Detector:
@@ -96,12 +98,10 @@ def _build(
     short_side: int,
     long_side: int,
 ) -> Detector:
+    require(neck in ("fpn", "augfpn"), f"neck must be 'fpn' or 'augfpn', not {neck!r}.")
     if neck == "augfpn":
         config = with_augfpn(config)
-    # What starts at random has nothing to keep frozen.
-    frozen_stages = 0 if weights is None else 1
-    described = BackboneConfig(
-        name=backbone, weights=weights, frozen_stages=frozen_stages, frozen_batch_norm=weights is not None
-    )
-    config = replace(config, backbone=described)
+    config = replace(config, backbone=BackboneConfig(name=backbone, weights=weights))
+    if weights is None:
+        config = from_scratch(config)
     return build_from_config(config, num_classes, short_side=short_side, long_side=long_side)

@@ -27,7 +27,7 @@ class Detector(nn.Module, ABC):
 
     `forward` takes a list of images and, in training, a list of targets, and gives a dict of losses in training and a
     list of dicts of detections in evaluation. `losses` and `detect` are the batched forms below it, which trace as one
-    graph and wait for nothing.
+    graph and wait for nothing outside the operators for suppression and for masks.
 
     Attributes:
         num_classes: K, without background.
@@ -83,7 +83,8 @@ class Detector(nn.Module, ABC):
 
         Returns:
             In training a dict of scalar losses. In evaluation a dict for each image: ``boxes (D, 4)`` in its pixels,
-            ``labels (D)``, ``scores (D)``, best first, and with Mask R-CNN ``masks (D, 1, H, W)``, probabilities.
+            ``labels (D)``, ``scores (D)``, best first, ``rois (D, 4)`` (`augfpn.structures.Detections`), and with Mask
+            R-CNN ``masks (D, 1, H, W)``, probabilities; on the device of the images.
         """
         for position, image in enumerate(images):
             if image.ndim != 3 or image.shape[0] != 3 or image.numel() == 0:
@@ -93,7 +94,9 @@ class Detector(nn.Module, ABC):
         batch = Images.pad([self.preprocessing.resize(image) for image in images])
         originals = torch.tensor([image.shape[1:] for image in images])
         if not self.training:
-            return list(self.detect(batch).per_image(batch.sizes, originals))
+            device = batch.pixels.device
+            found = self.detect(batch).per_image(batch.sizes, originals)
+            return [{name: value.to(device) for name, value in of_image.items()} for of_image in found]
         if targets is None:
             raise UserError("A detector in training mode needs targets; call .eval() on it to get detections.")
         if len(targets) != len(images):

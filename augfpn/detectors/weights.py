@@ -9,6 +9,7 @@ files can be put there by hand; the errors say which and where:
 
 from __future__ import annotations
 
+import hashlib
 import os
 import pickle
 import re
@@ -33,6 +34,9 @@ from augfpn.files import written_whole
 # Around a backbone's own names: data parallelism, detectors, and timm's and this package's wrappers.
 _WRAPPERS = ("module.", "backbone.", "body.", "model.")
 _CLASSIFIERS = ("fc", "classifier", "head", "last.linear")
+# The tag that stands for the one that timm takes itself; for these, for the paper's.
+DEFAULT = "default"
+_OF_THE_PAPER = {"resnet50": "tv_in1k", "resnet101": "tv_in1k"}
 # torchvision's way of naming a file: resnet50-0676ba61.pth begins so in SHA-256.
 _HASH = re.compile(r"-([0-9a-f]{8,})\.\w+$")
 
@@ -55,6 +59,9 @@ def _cache() -> Path:
 
 def _of_tag(name: str, tag: str) -> Path:
     """In the cache folder, or else in Hugging Face's, which is filled where there is a network."""
+    if tag == DEFAULT:
+        default = timm.get_pretrained_cfg(name)
+        tag = _OF_THE_PAPER.get(name) or (default.tag if default is not None else tag)
     full_name = f"{name}.{tag}"
     kept = _cache() / f"{full_name}.safetensors"
     if kept.is_file():
@@ -62,7 +69,7 @@ def _of_tag(name: str, tag: str) -> Path:
     tags = [entry.removeprefix(f"{name}.") for entry in timm.list_pretrained(f"{name}.*")]
     if tag not in tags:
         problem = unknown(f"tag of weights of {name}", tag, tags) if tags else f"timm has no weights of {name}"
-        raise UserError(f"{problem}. Or name a file or an https URL (--backbone-weights FILE).")
+        raise UserError(f"{problem}. Or name a file or an https URL (weights=, --backbone-weights).")
     source = timm.get_pretrained_cfg(full_name)
     if not source.hf_hub_id:
         return _of_url(source.url)
@@ -74,7 +81,7 @@ def _of_tag(name: str, tag: str) -> Path:
         raise UserError(
             f"The weights {full_name!r} could not be fetched ({type(error).__name__}). Fetch "
             f"https://huggingface.co/{source.hf_hub_id}/resolve/main/{file} and put it at {kept}, or name a file "
-            "(--backbone-weights FILE)."
+            "(weights=, --backbone-weights)."
         ) from error
 
 
@@ -84,10 +91,12 @@ def _of_url(url: str) -> Path:
     if parts.scheme not in ("http", "https") or not parts.hostname:
         raise UserError(f"Weights are fetched by http and https only, not by {url}. Name a file or a URL of that kind.")
     # By host and path: many files are called model.safetensors.
+    # Of two files that differ in the query only, each has its own name.
+    query = f"{hashlib.sha256(parts.query.encode()).hexdigest()[:8]}-" if parts.query else ""
     inside = [part for part in PurePosixPath(unquote(parts.path)).parts if part not in ("/", "..")]
     if not inside:
         raise UserError(f"{url} names no file.")
-    path = _cache().joinpath(parts.hostname, *inside)
+    path = _cache().joinpath(parts.hostname, *inside[:-1], query + inside[-1])
     if path.is_file():
         return path
     found = _HASH.search(path.name)

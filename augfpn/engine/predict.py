@@ -51,7 +51,7 @@ def predict(run: Run, paths: Sequence[Path], device: torch.device) -> list[Predi
     model = run.load_model(device)
     predictions = []
     for path, image in zip(paths, images, strict=True):
-        [found] = model([image.to(device)])
+        found = {name: value.cpu() for name, value in model([image.to(device)])[0].items()}
         masks = encode(found.pop("masks")) if "masks" in found else None
         predictions.append(Prediction(path, image, found, masks))
     return predictions

@@ -13,24 +13,8 @@ from typing import Any, Literal, get_args
 import dacite
 
 from augfpn.errors import UserError
+from augfpn.experiments.checks import require, require_choices, require_fraction, require_positive
 from augfpn.experiments.conventions import RELEASE, Conventions
-
-
-def _require(condition: bool, message: str) -> None:
-    if not condition:
-        raise UserError(message)
-
-
-def _require_positive(config: Any, *names: str) -> None:
-    for name in names:
-        value = getattr(config, name)
-        _require(value is None or value > 0, f"{name} must be positive, not {value}.")
-
-
-def _require_fraction(config: Any, *names: str) -> None:
-    for name in names:
-        value = getattr(config, name)
-        _require(0 <= value <= 1, f"{name} must be between 0 and 1, not {value}.")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,7 +32,8 @@ class BackboneConfig:
     style: Literal["pytorch", "caffe"] = "pytorch"
 
     def __post_init__(self) -> None:
-        _require(0 <= self.frozen_stages <= 4, f"frozen_stages must be 0 to 4 (C2 to C5), not {self.frozen_stages}.")
+        require_choices(self)
+        require(0 <= self.frozen_stages <= 4, f"frozen_stages must be 0 to 4 (C2 to C5), not {self.frozen_stages}.")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,7 +44,8 @@ class ConsistentSupervisionConfig:
     levels: Literal["all", "assigned"] = "all"
 
     def __post_init__(self) -> None:
-        _require(
+        require_choices(self)
+        require(
             self.weight > 0,
             f"the weight of Consistent Supervision must be positive, not {self.weight}; None trains without it",
         )
@@ -72,7 +58,7 @@ class ResidualFeatureAugmentationConfig:
     ratios: tuple[float, ...] = (0.1, 0.2, 0.3)
 
     def __post_init__(self) -> None:
-        _require(
+        require(
             len(self.ratios) > 0 and all(0 < ratio <= 1 for ratio in self.ratios),
             f"pooling ratios must lie in (0, 1] and there must be at least one, not {self.ratios}",
         )
@@ -92,14 +78,13 @@ class ProposalConfig:
 
     anchor_scale: float = 8.0
     anchor_ratios: tuple[float, ...] = (0.5, 1.0, 2.0)
-    train_inside_only: bool = True
     num_sampled: int = 256
     num_before_nms: int = 2000
     num: int = 2000
     num_at_inference: int | None = None
 
     def __post_init__(self) -> None:
-        _require_positive(self, "anchor_scale", "num_sampled", "num_before_nms", "num", "num_at_inference")
+        require_positive(self, "anchor_scale", "num_sampled", "num_before_nms", "num", "num_at_inference")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,8 +98,8 @@ class BoxConfig:
     num_detections: int = 100
 
     def __post_init__(self) -> None:
-        _require_positive(self, "width", "num_sampled", "num_detections")
-        _require_fraction(self, "score_threshold", "nms_iou")
+        require_positive(self, "width", "num_sampled", "num_detections")
+        require_fraction(self, "score_threshold", "nms_iou")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -124,7 +109,7 @@ class MaskConfig:
     width: int = 256
 
     def __post_init__(self) -> None:
-        _require_positive(self, "width")
+        require_positive(self, "width")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -142,7 +127,8 @@ class DetectorConfig:
     conventions: Conventions = RELEASE
 
     def __post_init__(self) -> None:
-        _require_positive(self, "channels")
+        require_choices(self)
+        require_positive(self, "channels")
 
     @property
     def needs_masks(self) -> bool:
@@ -155,17 +141,23 @@ class FasterRCNNConfig(DetectorConfig):
     """Faster R-CNN, or Mask R-CNN where there is a ``mask``; with FPN, or AugFPN where its three components are given.
 
     ``finest_side``: the side in pixels of the RoIs that P2 is meant for; doubles from level to level.
+    ``adaptive_feature_pooling``: PANet's, in the place of FPN's single level (Table 5).
     """
 
     architecture: Literal["faster_rcnn"] = "faster_rcnn"
     soft_roi_selection: SoftRoISelectionConfig | None = None
+    adaptive_feature_pooling: bool = False
     finest_side: float = 56.0
     proposals: ProposalConfig = ProposalConfig()
     mask: MaskConfig | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _require_positive(self, "finest_side")
+        require_positive(self, "finest_side")
+        require(
+            self.soft_roi_selection is None or not self.adaptive_feature_pooling,
+            "RoI features come from Soft RoI Selection or from adaptive feature pooling, not from both.",
+        )
 
     @property
     def needs_masks(self) -> bool:
@@ -189,7 +181,7 @@ class OneStageConfig(DetectorConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _require_positive(self, "tower_convs", "num_before_nms", "proposals_before_nms", "num_proposals")
+        require_positive(self, "tower_convs", "num_before_nms", "proposals_before_nms", "num_proposals")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -204,7 +196,7 @@ class RetinaNetConfig(OneStageConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _require_positive(self, "anchor_scale", "num_octave_scales")
+        require_positive(self, "anchor_scale", "num_octave_scales")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -217,7 +209,7 @@ class FCOSConfig(OneStageConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _require_positive(self, "finest_range")
+        require_positive(self, "finest_range")
 
 
 AnyDetectorConfig = FasterRCNNConfig | RetinaNetConfig | FCOSConfig
@@ -236,7 +228,7 @@ class SyntheticConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        _require_positive(self, "size", "num_train", "num_val")
+        require_positive(self, "size", "num_train", "num_val")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -257,8 +249,8 @@ class DataConfig:
     masks: bool = False
 
     def __post_init__(self) -> None:
-        _require_positive(self, "short_side", "long_side", "overfit")
-        _require_fraction(self, "flip_probability")
+        require_positive(self, "short_side", "long_side", "overfit")
+        require_fraction(self, "flip_probability")
 
     @property
     def resized_sides(self) -> tuple[int, int]:
@@ -300,15 +292,16 @@ class TrainingConfig:
     num_workers: int = 2
 
     def __post_init__(self) -> None:
-        _require(
+        require_choices(self)
+        require(
             (self.epochs is None) != (self.steps is None),
             f"give either epochs or steps, not {self.epochs} and {self.steps}",
         )
         positive = ("learning_rate", "reference_batch_size", "batch_size", "epochs", "steps", "clip_norm", "bias_rate")
-        _require_positive(self, *positive, "log_every", "checkpoint_every")
-        _require_fraction(self, "momentum", "weight_decay", "warmup_start")
-        _require(self.warmup_steps >= 0, f"warmup_steps must not be negative, but is {self.warmup_steps}.")
-        _require(self.num_workers >= 0, f"num_workers must not be negative, but is {self.num_workers}.")
+        require_positive(self, *positive, "log_every", "checkpoint_every")
+        require_fraction(self, "momentum", "weight_decay", "warmup_start")
+        require(self.warmup_steps >= 0, f"warmup_steps must not be negative, but is {self.warmup_steps}.")
+        require(self.num_workers >= 0, f"num_workers must not be negative, but is {self.num_workers}.")
 
     @property
     def scaled_learning_rate(self) -> float:
@@ -334,8 +327,8 @@ class RunConfig:
     training: TrainingConfig = field(default_factory=TrainingConfig)
 
     def __post_init__(self) -> None:
-        _require(self.seed >= 0, f"the seed must not be negative, but is {self.seed}.")
-        _require(
+        require(self.seed >= 0, f"the seed must not be negative, but is {self.seed}.")
+        require(
             self.data.masks == self.model.needs_masks,
             f"data.masks must be {self.model.needs_masks} for this model, not {self.data.masks}.",
         )
@@ -353,7 +346,7 @@ class RunConfig:
             architectures = {config.architecture: config for config in get_args(AnyDetectorConfig)}
             model = content.get("model", {})
             name = model.get("architecture")
-            _require(name in architectures, f"the architecture {name!r} is none of {', '.join(architectures)}")
+            require(name in architectures, f"the architecture {name!r} is none of {', '.join(architectures)}")
             content["model"] = dacite.from_dict(architectures[name], model, strict)
             return dacite.from_dict(RunConfig, content, strict)
         except (json.JSONDecodeError, AttributeError, dacite.DaciteError) as error:

@@ -2,12 +2,15 @@
 
 The paper's figures were made with mmdetection of late 2019 (the release); torchvision's detectors settle the same
 questions differently. A detector is built with one `Conventions`; nothing else in the package knows whose they are.
+Counts and thresholds are no conventions: they are in the detector's own configuration.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import Literal
+
+from augfpn.experiments.checks import require_choices
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -18,7 +21,9 @@ class Conventions:
         antialias: smooth an image before making it smaller. (The release does not; it hardly ever makes one smaller.)
     Anchors:
         anchor_centre: where in its cell an anchor sits, 0.5 for the middle, 0 for the upper left corner.
-        whole_pixel_anchors: anchors have corners in whole pixels relative to their centre.
+        whole_pixel_anchors: anchors have corners in whole pixels relative to their centre, and their cells are spaced
+            by the image's side over the number of cells rather than by a stride.
+        train_inside_only: the region proposal network leaves anchors that leave their image out of training.
         best_anchor_of: an anchor that is the best of an object is trained towards that "object", or towards the object
             that it overlaps most ("overlap"), which may be another one.
         lowest_best_iou: how far an object's best anchor must overlap it at least, in the region proposal network.
@@ -43,6 +48,7 @@ class Conventions:
     antialias: bool = True
     anchor_centre: float = 0.5
     whole_pixel_anchors: bool = False
+    train_inside_only: bool = True
     best_anchor_of: Literal["object", "overlap"] = "object"
     lowest_best_iou: float = 0.3
     box_smooth_l1_beta: float = 1.0
@@ -56,6 +62,9 @@ class Conventions:
     fcos_box_loss: Literal["iou", "giou"] = "iou"
     fcos_score: Literal["product", "root"] = "product"
 
+    def __post_init__(self) -> None:
+        require_choices(self)
+
 
 RELEASE = Conventions()
 
@@ -63,6 +72,7 @@ TORCHVISION = Conventions(
     antialias=False,
     anchor_centre=0.0,
     whole_pixel_anchors=True,
+    train_inside_only=False,
     best_anchor_of="overlap",
     lowest_best_iou=0.0,
     box_smooth_l1_beta=1 / 9,

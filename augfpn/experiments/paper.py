@@ -87,6 +87,11 @@ def _table_2_row(name: str, figures: tuple[float, ...]) -> Experiment:
     )
 
 
+def from_scratch(model: AnyDetectorConfig) -> AnyDetectorConfig:
+    """A detector whose backbone starts at random, and so has nothing to keep frozen."""
+    return replace(model, backbone=replace(model.backbone, weights=None, frozen_stages=0, frozen_batch_norm=False))
+
+
 def with_augfpn(model: AnyDetectorConfig) -> AnyDetectorConfig:
     """A detector with FPN as it is with AugFPN: all three components, or the two that one-stage detectors can have."""
     model = replace(

@@ -30,7 +30,7 @@ from augfpn.experiments.config import (
     SyntheticConfig,
     TrainingConfig,
 )
-from augfpn.experiments.paper import find_experiment, unknown
+from augfpn.experiments.paper import find_experiment, from_scratch, unknown
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,6 +62,8 @@ def _small(
             backbone=BackboneConfig(name="resnet10t", weights=None, frozen_stages=0, frozen_batch_norm=False),
             channels=channels,
             box=BoxConfig(width=width, num_sampled=num_sampled),
+            # Nearly every anchor leaves so small an image.
+            conventions=replace(model.conventions, train_inside_only=False),
         )
         if isinstance(small, RetinaNetConfig | FCOSConfig):
             small = replace(
@@ -80,7 +82,6 @@ def _small(
             finest_side=14.0,
             proposals=ProposalConfig(
                 anchor_scale=3.0,
-                train_inside_only=False,
                 num_sampled=64,
                 num_before_nms=num_proposals,
                 num=num_proposals,
@@ -89,12 +90,6 @@ def _small(
         )
 
     return shrink
-
-
-def _from_scratch(model: AnyDetectorConfig) -> AnyDetectorConfig:
-    """The paper's architecture with a backbone that learns everything itself."""
-    backbone = replace(model.backbone, weights=None, frozen_stages=0, frozen_batch_norm=False)
-    return replace(model, backbone=backbone)
 
 
 # The paper's SGD and its steps are made for pretrained backbones and twelve epochs. From scratch and in minutes, AdamW
@@ -146,7 +141,7 @@ SCALES: dict[str, Scale] = {
         ),
         Scale(
             name="mini",
-            model=_from_scratch,
+            model=from_scratch,
             data=DataConfig(
                 synthetic=SyntheticConfig(size=512, num_train=4000, num_val=500), short_side=512, long_side=853
             ),

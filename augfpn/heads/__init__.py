@@ -1,1 +1,1 @@
-"""The standard parts of two-stage detectors: region proposals, RoI pooling, the box head."""
+"""The standard parts of detectors: region proposals, RoI pooling, box and mask heads, one-stage heads."""

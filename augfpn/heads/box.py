@@ -127,7 +127,7 @@ def detections_from(
 ) -> Detections:
     """The best ``num`` detections of each image of ``sizes (B, 2)``, after suppression within each class."""
     num_images, num_rois = proposals.valid.shape
-    scores = predictions.logits.softmax(dim=1)[:, 1:].reshape(num_images, num_rois, -1)
+    scores = predictions.logits.float().softmax(dim=1)[:, 1:].reshape(num_images, num_rois, -1)
     num_classes = scores.shape[-1]
     deltas = predictions.deltas[:, 1:].reshape(num_images, num_rois, num_classes, 4)
     boxes = coder.decode(deltas, proposals.boxes[:, :, None, :]).flatten(1, 2)

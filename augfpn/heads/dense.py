@@ -5,7 +5,7 @@ itself, a square of one stride). A head has
 
 - ``forward(pyramid)``: `DensePredictions` at all places of all levels;
 - ``losses(predictions, targets)``;
-- ``scores(predictions)`` and ``boxes(predictions)``, from which `select` chooses.
+- ``scores(predictions, threshold)`` and ``boxes(predictions)``, from which `select` chooses.
 """
 
 from __future__ import annotations

@@ -73,12 +73,7 @@ class FCOSHead(nn.Module):
             classification, regression = self.classification_tower(level), self.regression_tower(level)
             logits.append(flatten_places(self.classifier(classification), self.num_classes))
             output = flatten_places(self.regressor(regression), 4)
-            # Halves overflow in exp() at 11.
-            distances.append(
-                (self.scales[i] * output).float().clamp(max=LARGEST_LOG_DISTANCE).exp()
-                if self.rules.distances == "exp"
-                else output.relu() * stride
-            )
+            distances.append(self._exp(output, i) if self.scales else output.relu() * stride)
             seen = classification if self.rules.centerness_on == "classification" else regression
             centerness.append(flatten_places(self.centerness(seen), 1).squeeze(2))
         cells = self.cells(pyramid.levels, pyramid.strides)
@@ -90,12 +85,13 @@ class FCOSHead(nn.Module):
             tuple(len(of_level) for of_level in cells),
         )
 
-    def losses(self, predictions: DensePredictions, targets: Targets) -> dict[str, Tensor]:
-        """Focal loss of all places; box loss and centerness of the foreground.
+    def _exp(self, output: Tensor, level: int) -> Tensor:
+        # Halves overflow in exp() at 11.
+        distances: Tensor = (self.scales[level] * output).float().clamp(max=LARGEST_LOG_DISTANCE).exp()
+        return distances
 
-        The focal loss is divided by the number of foreground places, plus that of images where the box loss is weighted
-        ("iou"), as in the release; the box loss by the sum of its weights.
-        """
+    def losses(self, predictions: DensePredictions, targets: Targets) -> dict[str, Tensor]:
+        """Focal loss of all places; box loss (`BOX_LOSSES`) and centerness of the foreground."""
         assert predictions.centerness is not None
         foreground, objects = self._match(predictions, targets)
         labels = torch.where(foreground, targets.labels.gather(1, objects), 0)
@@ -109,13 +105,7 @@ class FCOSHead(nn.Module):
         centerness = _centerness(_distances(_centres(cells), goal)) * foreground
         measured = F.binary_cross_entropy_with_logits(predictions.centerness, centerness, reduction="none")
         focal = sigmoid_focal_loss(predictions.logits, is_true).sum()
-        if self.rules.box_loss == "giou":
-            loss_classifier = focal / num_foreground
-            loss_box_reg = (generalized_box_iou_loss(boxes, goal) * foreground).sum() / num_foreground
-        else:
-            loss_classifier = focal / (foreground.sum() + len(labels))
-            weights = centerness.sum().clamp(min=torch.finfo(centerness.dtype).tiny)
-            loss_box_reg = (-_iou(boxes, goal).clamp(min=1e-6).log() * centerness).sum() / weights
+        loss_classifier, loss_box_reg = BOX_LOSSES[self.rules.box_loss](focal, boxes, goal, centerness, foreground)
         return {
             "loss_classifier": loss_classifier,
             "loss_box_reg": loss_box_reg,
@@ -125,12 +115,8 @@ class FCOSHead(nn.Module):
     def scores(self, predictions: DensePredictions, threshold: float) -> Tensor:
         """``(B, A, K)``; −1 where it is not above the threshold."""
         assert predictions.centerness is not None
-        classes = predictions.logits.sigmoid()
-        product = classes * predictions.centerness.sigmoid()[..., None]
-        if self.rules.score == "product":
-            return torch.where(classes > threshold, product, -1.0)
-        root = product.sqrt()
-        return torch.where(root > threshold, root, -1.0)
+        classes = predictions.logits.float().sigmoid()
+        return SCORES[self.rules.score](classes, predictions.centerness.float().sigmoid()[..., None], threshold)
 
     def boxes(self, predictions: DensePredictions) -> Tensor:
         """``(B, A, 4)``."""
@@ -154,6 +140,38 @@ class FCOSHead(nn.Module):
         areas = torch.where(fits, area(targets.boxes)[:, None], float("inf"))
         smallest, objects = areas.min(dim=2)
         return smallest < float("inf"), objects
+
+
+def _weighted_iou_loss(
+    focal: Tensor, boxes: Tensor, goal: Tensor, centerness: Tensor, foreground: Tensor
+) -> tuple[Tensor, Tensor]:
+    """The release's: −log IoU, averaged by centerness; the focal loss over foreground places and images."""
+    weights = centerness.sum().clamp(min=torch.finfo(centerness.dtype).tiny)
+    of_places = -_iou(boxes, goal).clamp(min=1e-6).log() * centerness
+    return focal / (foreground.sum() + len(foreground)), of_places.sum() / weights
+
+
+def _giou_loss(
+    focal: Tensor, boxes: Tensor, goal: Tensor, centerness: Tensor, foreground: Tensor
+) -> tuple[Tensor, Tensor]:
+    """torchvision's: generalised IoU, averaged; both losses over foreground places."""
+    num_foreground = foreground.sum().clamp(min=1)
+    of_places = generalized_box_iou_loss(boxes, goal) * foreground
+    return focal / num_foreground, of_places.sum() / num_foreground
+
+
+def _product(classes: Tensor, centerness: Tensor, threshold: float) -> Tensor:
+    return torch.where(classes > threshold, classes * centerness, -1.0)
+
+
+def _root(classes: Tensor, centerness: Tensor, threshold: float) -> Tensor:
+    score = (classes * centerness).sqrt()
+    return torch.where(score > threshold, score, -1.0)
+
+
+# What the names in `FCOSRules` stand for.
+BOX_LOSSES = {"iou": _weighted_iou_loss, "giou": _giou_loss}
+SCORES = {"product": _product, "root": _root}
 
 
 def _centres(boxes: Tensor) -> Tensor:

@@ -86,7 +86,7 @@ class RegionProposals(nn.Module):
         counts = self.rules.training if self.training else self.rules.inference
         indices = _best_of_each_level(predictions.logits, predictions.num_anchors, counts.before_nms)
         levels = _repeat_each(predictions.num_anchors, counts.before_nms, indices.device).expand_as(indices)
-        scores = predictions.logits.gather(1, indices).sigmoid()
+        scores = predictions.logits.gather(1, indices).float().sigmoid()
         anchors = predictions.anchors[indices]
         boxes = clip(self.rules.coder.decode(take_boxes(predictions.deltas, indices), anchors), sizes)
         has_area = (boxes[..., 2:] - boxes[..., :2] >= SMALLEST_SIDE).all(dim=-1)

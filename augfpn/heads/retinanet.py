@@ -92,7 +92,7 @@ class RetinaNetHead(nn.Module):
 
     def scores(self, predictions: DensePredictions, threshold: float) -> Tensor:
         """``(B, A, K)``; −1 where it is not above the threshold."""
-        scores = predictions.logits.sigmoid()
+        scores = predictions.logits.float().sigmoid()
         return torch.where(scores > threshold, scores, -1.0)
 
     def boxes(self, predictions: DensePredictions) -> Tensor:

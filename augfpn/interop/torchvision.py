@@ -6,6 +6,7 @@ so it is dropped. In a trained model its score is next to nothing.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 
 from timm.layers import FrozenBatchNormAct2d
@@ -30,7 +31,7 @@ from augfpn.experiments.paper import unknown
 from augfpn.interop.renaming import renamed
 
 _BACKBONE = BackboneConfig(weights=None, frozen_stages=1)
-_PROPOSALS = ProposalConfig(train_inside_only=False, num_at_inference=1000)
+_PROPOSALS = ProposalConfig(num_at_inference=1000)
 
 # torchvision's detectors as we describe them, by the names of the functions that build them. The numbers are theirs.
 TORCHVISION_DETECTORS: dict[str, AnyDetectorConfig] = {
@@ -52,47 +53,49 @@ _FPN = (
     (rf"layer_blocks\.(\d+)\.(?:0\.)?{_WB}", r"output_convs.\1.\2"),
     (rf"extra_blocks\.(p[67])\.{_WB}", r"top.\1.\2"),
 )
-_TWO_STAGE = (
-    (rf"rpn\.head\.conv\.(?:0\.0\.)?{_WB}", r"region_proposals.conv.\1"),
-    (rf"rpn\.head\.cls_logits\.{_WB}", r"region_proposals.objectness.\1"),
-    (rf"rpn\.head\.bbox_pred\.{_WB}", r"region_proposals.deltas.\1"),
-    (rf"roi_heads\.box_head\.fc6\.{_WB}", r"box_head.fc1.\1"),
-    (rf"roi_heads\.box_head\.fc7\.{_WB}", r"box_head.fc2.\1"),
-    (rf"roi_heads\.box_predictor\.cls_score\.{_WB}", r"box_head.classifier.\1"),
-    (rf"roi_heads\.box_predictor\.bbox_pred\.{_WB}", r"box_head.regressor.\1"),
-    (rf"roi_heads\.mask_head\.(\d)\.0\.{_WB}", r"mask_branch.head.convs.\1.\2"),
-    *((rf"roi_heads\.mask_head\.mask_fcn{i + 1}\.{_WB}", rf"mask_branch.head.convs.{i}.\1") for i in range(4)),
-    (rf"roi_heads\.mask_predictor\.conv5_mask\.{_WB}", r"mask_branch.head.upsample.\1"),
-    (rf"roi_heads\.mask_predictor\.mask_fcn_logits\.{_WB}", r"mask_branch.head.classifier.\1"),
+_RPN = (
+    (rf"head\.conv\.(?:0\.0\.)?{_WB}", r"conv.\1"),
+    (rf"head\.cls_logits\.{_WB}", r"objectness.\1"),
+    (rf"head\.bbox_pred\.{_WB}", r"deltas.\1"),
 )
-_ONE_STAGE = tuple(
+_ROI_HEADS = (
+    (rf"box_head\.fc6\.{_WB}", r"box_head.fc1.\1"),
+    (rf"box_head\.fc7\.{_WB}", r"box_head.fc2.\1"),
+    (rf"box_predictor\.cls_score\.{_WB}", r"box_head.classifier.\1"),
+    (rf"box_predictor\.bbox_pred\.{_WB}", r"box_head.regressor.\1"),
+    (rf"mask_head\.(\d)\.0\.{_WB}", r"mask_branch.head.convs.\1.\2"),
+    *((rf"mask_head\.mask_fcn{i + 1}\.{_WB}", rf"mask_branch.head.convs.{i}.\1") for i in range(4)),
+    (rf"mask_predictor\.conv5_mask\.{_WB}", r"mask_branch.head.upsample.\1"),
+    (rf"mask_predictor\.mask_fcn_logits\.{_WB}", r"mask_branch.head.classifier.\1"),
+)
+_OUTPUTS = (
+    (rf"classification_head\.cls_logits\.{_WB}", r"classifier.\1"),
+    (rf"regression_head\.bbox_reg\.{_WB}", r"regressor.\1"),
+    (rf"regression_head\.bbox_ctrness\.{_WB}", r"centerness.\1"),
+)
+_RETINANET_HEAD = _OUTPUTS + tuple(
     rule
     for kind in ("classification", "regression")
     for rule in (
-        # RetinaNet's today, and before torchvision 0.13: a ReLU is every second layer.
-        (rf"head\.{kind}_head\.conv\.(\d)\.0\.{_WB}", rf"head.{kind}_tower.convs.\1.\2"),
-        *((rf"head\.{kind}_head\.conv\.{2 * i}\.{_WB}", rf"head.{kind}_tower.convs.{i}.\1") for i in range(4)),
+        # Today's, and before torchvision 0.13, when a ReLU was every second layer.
+        (rf"{kind}_head\.conv\.(\d)\.0\.{_WB}", rf"{kind}_tower.convs.\1.\2"),
+        *((rf"{kind}_head\.conv\.{2 * i}\.{_WB}", rf"{kind}_tower.convs.{i}.\1") for i in range(4)),
     )
 )
-# FCOS's towers, in which convolution, norm and ReLU follow one another.
-_FCOS = tuple(
-    (rf"head\.{kind}_head\.conv\.{3 * i + j}\.{_WB}", rf"head.{kind}_tower.{part}.{i}.\1")
+# Convolution, norm and ReLU follow one another.
+_FCOS_HEAD = _OUTPUTS + tuple(
+    (rf"{kind}_head\.conv\.{3 * i + j}\.{_WB}", rf"{kind}_tower.{part}.{i}.\1")
     for kind in ("classification", "regression")
     for i in range(4)
     for j, part in enumerate(("convs", "norms"))
-)
-_OUTPUTS = (
-    (rf"head\.classification_head\.cls_logits\.{_WB}", r"head.classifier.\1"),
-    (rf"head\.regression_head\.bbox_reg\.{_WB}", r"head.regressor.\1"),
-    (rf"head\.regression_head\.bbox_ctrness\.{_WB}", r"head.centerness.\1"),
 )
 
 
 def from_torchvision(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """A state dict of one of torchvision's detectors in our names: of a whole one, or of a part.
 
-    The pyramid can be alone, with torchvision's prefix ``backbone.fpn.`` or ``fpn.``, with ``neck.``, or without any. A
-    UserError names what is unknown.
+    A part can be alone, with the name that it has in the detector before its own names, or without; the pyramid also
+    with ``neck.``. A UserError names what is unknown.
 
     >>> import torch
     >>> list(from_torchvision({"backbone.fpn.inner_blocks.0.0.bias": torch.zeros(1)}))
@@ -100,25 +103,31 @@ def from_torchvision(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     >>> list(from_torchvision({"inner_blocks.0.0.bias": torch.zeros(1)}))
     ['lateral_convs.0.bias']
     """
-    is_fcos = "head.classification_head.conv.1.bias" in state
+    # Of the numbered layers of towers, only those of FCOS have norms, whose weights are vectors.
+    is_fcos = any(re.search(r"conv\.\d+\.weight$", name) and tensor.ndim == 1 for name, tensor in state.items())
+    parts = (
+        (r"(?:backbone\.fpn|fpn|neck)\.", "pyramid.", _FPN),
+        (r"rpn\.", "region_proposals.", _RPN),
+        (r"(?:roi_heads\.)?", "", _ROI_HEADS),
+        (r"head\.", "head.", _FCOS_HEAD if is_fcos else _RETINANET_HEAD),
+    )
     rules = (
         (r"backbone\.body\.(.+)", r"backbone.body.\1"),
-        *((rf"(?:backbone\.fpn|fpn|neck)\.{theirs}", f"pyramid.{ours}") for theirs, ours in _FPN),
-        *_FPN,
-        *_TWO_STAGE,
-        *(_FCOS if is_fcos else _ONE_STAGE),
-        *_OUTPUTS,
+        *((theirs + name, ours + own) for theirs, ours, names in parts for name, own in names),
+        *(rule for _, _, names in parts for rule in names),
     )
-    return _without_label_0(renamed(state, rules, "torchvision's detectors"))
+    ours = renamed(state, rules, "torchvision's detectors")
+    return _without_label_0(_without_label_0(ours, "head."), "")
 
 
-def torchvision_detector(name: str, state: Mapping[str, Tensor], *, batch_norm_eps: float = 1e-5) -> Detector:
+def torchvision_detector(name: str, state: Mapping[str, Tensor], *, batch_norm_eps: float) -> Detector:
     """Our form of a torchvision detector, which detects the same.
 
     Args:
         name: of the function that builds it, such as ``retinanet_resnet50_fpn``.
         state: its state dict; the number of classes is read from it.
-        batch_norm_eps: torchvision sets it to 0 when it loads its first weights for COCO (``COCO_V1``).
+        batch_norm_eps: 1e-5 in general; 0 for the ``COCO_V1`` weights of Faster R-CNN, Mask R-CNN and RetinaNet, where
+            torchvision sets it when it loads them.
     """
     if name not in TORCHVISION_DETECTORS:
         raise UserError(unknown("detector of torchvision's", name, TORCHVISION_DETECTORS))
@@ -137,15 +146,16 @@ def torchvision_detector(name: str, state: Mapping[str, Tensor], *, batch_norm_e
     return detector
 
 
-def _without_label_0(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """One-stage classifiers without their first output a place, label 0."""
-    if "head.classifier.bias" not in state:
+def _without_label_0(state: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """A one-stage classifier, where there is one, without its first output a place, label 0."""
+    classifier, regressor = f"{prefix}classifier", f"{prefix}regressor"
+    if f"{classifier}.bias" not in state:
         return state
-    if "head.regressor.bias" not in state:
+    if f"{regressor}.bias" not in state:
         raise UserError("A one-stage head has to be whole: how many anchors it has is read from its regression head.")
-    num_anchors = len(state["head.regressor.bias"]) // 4
+    num_anchors = len(state[f"{regressor}.bias"]) // 4
     outputs = {
         name: state[name].reshape(num_anchors, -1, *state[name].shape[1:])[:, 1:].flatten(0, 1)
-        for name in ("head.classifier.weight", "head.classifier.bias")
+        for name in (f"{classifier}.weight", f"{classifier}.bias")
     }
     return {**state, **outputs}

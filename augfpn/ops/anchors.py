@@ -1,4 +1,4 @@
-"""Anchors: the boxes at every cell of every level that the region proposal network scores and refines."""
+"""Anchors: the boxes in every cell of every level that a region proposal network or a one-stage head refines."""
 
 from __future__ import annotations
 

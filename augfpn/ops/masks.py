@@ -31,9 +31,10 @@ def _crop_masks(masks: Tensor, boxes: Tensor, objects: Tensor, wanted: Tensor, s
     cropped = torch.zeros(*objects.shape, size, size, device=masks.device)
     for image in range(len(masks)):
         # Only the masks that are needed become floats: a crowded image has many, and each is as large as the image.
-        used, positions = torch.unique(objects[image, wanted[image]], return_inverse=True)
-        rois = torch.cat([positions[:, None].float(), boxes[image, wanted[image]].float()], dim=1)
-        cropped[image, wanted[image]] = torchvision.ops.roi_align(
+        chosen = wanted[image].nonzero().squeeze(1)
+        used, positions = torch.unique(objects[image, chosen], return_inverse=True)
+        rois = torch.cat([positions[:, None].float(), boxes[image, chosen].float()], dim=1)
+        cropped[image, chosen] = torchvision.ops.roi_align(
             masks[image, used, None].float(), rois, output_size=size, aligned=False
         )[:, 0]
     return cropped

@@ -167,3 +167,12 @@ def test_caffes_pixels_are_bgr_in_0_to_255_less_their_mean_and_0_in_the_padding(
         assert not found[:, :, width:].any()
     as_floats = preprocessing.normalise(Images(batch.pixels.float() / 255, batch.sizes))
     torch.testing.assert_close(as_floats, normalised)
+
+
+def test_batch_norm_of_frozen_stages_keeps_its_statistics_where_that_of_others_does_not():
+    backbone = Backbone("resnet18", None, frozen_stages=1, frozen_batch_norm=False).train()
+    before = {name: value.clone() for name, value in backbone.named_buffers() if name.endswith("running_mean")}
+    backbone(torch.rand(2, 3, 64, 64))
+    moved = {name for name, value in backbone.named_buffers() if name in before and not value.equal(before[name])}
+    assert {"body.bn1.running_mean", "body.layer1.0.bn1.running_mean"}.isdisjoint(moved)
+    assert "body.layer2.0.bn1.running_mean" in moved

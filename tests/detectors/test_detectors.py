@@ -6,9 +6,11 @@ import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from augfpn import build_detector
+from augfpn import build_detector, build_from_config, plan
 from augfpn.data.loading import Batch
 from augfpn.engine.train import backpropagate
+from augfpn.experiments import find_experiment
+from augfpn.experiments.conventions import TORCHVISION
 from augfpn.structures import Images, Targets
 
 DETECTORS = [f"table1/{detector}_r50_augfpn_1x" for detector in ("faster_rcnn", "mask_rcnn", "retinanet", "fcos")]
@@ -283,11 +285,48 @@ def test_pretrained_weights_that_cannot_be_had_are_named_with_what_to_do(monkeyp
         build_detector("table2/baseline", num_classes=80)
 
 
-def test_a_detector_can_be_built_by_the_papers_name():
-    model = build_detector("table2/cs+rfa+srs", num_classes=80, pretrained=False)
+def test_a_detector_can_be_built_by_the_papers_name(tmp_path):
+    from_nothing = build_detector("table2/cs+rfa+srs", num_classes=80, pretrained=False)
+    assert all(parameter.requires_grad for parameter in from_nothing.parameters())
+    fusion = sum(parameter.numel() for parameter in from_nothing.roi_pooling.parameters())
+    assert fusion == 271_620
+    weights = {name.removeprefix("body."): value for name, value in from_nothing.backbone.state_dict().items()}
+    torch.save(weights, tmp_path / "resnet50.pth")
+
+    model = build_detector("table2/cs+rfa+srs", num_classes=80, weights=str(tmp_path / "resnet50.pth"))
     frozen = {name for name, parameter in model.backbone.named_parameters() if not parameter.requires_grad}
     assert {"body.conv1.weight", "body.layer1.0.conv1.weight"} <= frozen
     assert "body.layer2.0.conv1.weight" not in frozen
     assert not any(isinstance(module, torch.nn.BatchNorm2d) for module in model.modules())
-    fusion = sum(parameter.numel() for parameter in model.roi_pooling.parameters())
-    assert fusion == 271_620
+
+
+@pytest.mark.parametrize("experiment", DETECTORS)
+def test_halves_train_and_their_detections_are_whole_floats(small_model, experiment):
+    model = small_model(experiment)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        losses = model.losses(*batch())
+        sum(losses.values()).backward()
+        assert all(loss.isfinite() for loss in losses.values())
+        found = detect_everything(model)([torch.rand(3, 64, 64)])[0]
+    assert len(found["scores"]) > 0
+    assert found["scores"].dtype == found["boxes"].dtype == torch.float32
+    assert found["scores"].numpy().max() <= 1
+
+
+def test_panets_pooling_can_take_the_place_of_the_single_level(small_model):
+    config = replace(plan("table2/baseline", "smoke").model, adaptive_feature_pooling=True)
+    model = build_from_config(config, 6, short_side=64, long_side=128)
+    sum(model.losses(*batch()).values()).backward()
+    assert all(layer.weight.grad.abs().sum() > 0 for layer in model.box_head.fc1.layers)
+    assert detect_everything(model).detect(batch()[0]).valid.any()
+    with pytest.raises(ValueError, match="not from both"):
+        replace(find_experiment("table2/srs").model, adaptive_feature_pooling=True)
+
+
+@pytest.mark.parametrize("experiment", DETECTORS[:2])
+def test_augfpn_trains_under_torchvisions_conventions(small_model, experiment):
+    config = replace(plan(experiment, "smoke").model, conventions=TORCHVISION)
+    model = build_from_config(config, 6, short_side=64, long_side=128)
+    losses = model.losses(*batch())
+    assert "loss_aux_box_reg" in losses
+    assert all(loss.isfinite() for loss in losses.values())

@@ -245,6 +245,13 @@ def test_a_url_is_fetched_once_and_kept_by_host_and_path(served, cache):
     assert [path for path in cache.rglob("*") if path.is_file()] == [cache / "127.0.0.1" / "a" / "weights.pth"]
 
 
+def test_urls_that_differ_in_their_query_are_different_files(served, cache):
+    folder, url, _ = served
+    (folder / "uc").write_bytes(b"")
+    one, other = (find_weights("resnet10t", f"{url}/uc?id={id}") for id in ("A", "B"))
+    assert one != other
+
+
 @pytest.mark.parametrize("right", [True, False])
 def test_a_hash_in_a_files_name_is_that_of_its_content(served, cache, right):
     folder, url, _ = served
@@ -371,3 +378,11 @@ def test_the_command_refuses_weights_that_do_not_fit_before_it_makes_a_run(file,
     assert done.returncode == 2
     assert f"error: {path} does not hold the weights of resnet10t" in done.stderr
     assert not (out / "run.json").exists()
+
+
+def test_default_stands_for_the_papers_tag_or_timms(no_network, cache):
+    for name, tag in (("resnet50", "tv_in1k"), ("mobilenetv2_100", "ra_in1k")):
+        kept = cache / f"{name}.{tag}.safetensors"
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        kept.write_bytes(b"")
+        assert find_weights(name, "default") == kept

@@ -2,14 +2,19 @@ from dataclasses import replace
 
 import pytest
 
+import augfpn
 from augfpn.errors import UserError
 from augfpn.experiments import PAPER, SCALES, RunConfig, find_experiment, plan
 from augfpn.experiments.config import (
+    BackboneConfig,
     ConsistentSupervisionConfig,
     FasterRCNNConfig,
     ResidualFeatureAugmentationConfig,
+    RetinaNetConfig,
+    TrainingConfig,
     differences,
 )
+from augfpn.experiments.conventions import Conventions
 
 
 def test_table_2_has_all_eight_combinations_with_the_papers_ap():
@@ -76,6 +81,23 @@ def test_impossible_values_are_refused():
         ConsistentSupervisionConfig(weight=0.0)
     with pytest.raises(UserError, match=r"\(0, 1\]"):
         ResidualFeatureAugmentationConfig(ratios=(0.1, 1.5))
+
+
+@pytest.mark.parametrize(
+    ("make", "expected"),
+    [
+        (lambda: Conventions(fcos_score="sqrt"), "fcos_score must be one of 'product', 'root', not 'sqrt'"),
+        (lambda: BackboneConfig(style="Caffe"), "style must be one of 'pytorch', 'caffe'"),
+        (lambda: ConsistentSupervisionConfig(levels="some"), "levels must be one of 'all', 'assigned'"),
+        (lambda: TrainingConfig(schedule="linear"), "schedule must be one of"),
+        (lambda: RetinaNetConfig(finest_level=4), "finest_level must be one of 2, 3, not 4"),
+        (lambda: augfpn.fcos(num_classes=3, neck="AugFPN", weights=None), "neck must be 'fpn' or 'augfpn'"),
+        (lambda: augfpn.fcos(num_classes=0, backbone="resnet18", weights=None), "at least one class"),
+    ],
+)
+def test_names_that_are_none_of_the_choices_are_refused(make, expected):
+    with pytest.raises(UserError, match=expected):
+        make()
 
 
 def test_overfitting_does_not_flip():

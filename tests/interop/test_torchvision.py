@@ -9,6 +9,8 @@ from torch import nn
 
 from augfpn.components import FeaturePyramid
 from augfpn.data.coco import CocoDataset
+from augfpn.data.synthetic import SyntheticDataset
+from augfpn.detectors import build_from_config
 from augfpn.errors import UserError
 from augfpn.heads.region_proposals import ProposalCounts
 from augfpn.interop import TORCHVISION_DETECTORS, from_torchvision, torchvision_detector
@@ -23,10 +25,14 @@ NUM_PROPOSALS = 200
 THRESHOLDS = {"retinanet_resnet50_fpn": 0.012, "fcos_resnet50_fpn": 0.3}
 
 
-@pytest.fixture(scope="module")
-def samples(real_images):
+@pytest.fixture(scope="module", params=["synthetic", "real"])
+def samples(request):
     """Images of several shapes with their objects, one of them with none."""
-    dataset = CocoDataset.open(real_images / "coco_tiny", "val", masks=True)
+    if request.param == "real":
+        root = request.getfixturevalue("real_images") / "coco_tiny"
+        dataset = CocoDataset.open(root, "val", masks=True)
+    else:
+        dataset = SyntheticDataset(256, 4, masks=True)
     chosen = [dataset[index] for index in range(4)]
     nothing = dataclasses.replace(chosen[-1], boxes=torch.zeros(0, 4), labels=torch.zeros(0, dtype=torch.int64))
     nothing = dataclasses.replace(nothing, masks=chosen[-1].masks[:0])
@@ -67,7 +73,7 @@ def torchvisions(name, samples, **options):
 
 
 def ours_of(name, model):
-    detector = torchvision_detector(name, model.state_dict())
+    detector = torchvision_detector(name, model.state_dict(), batch_norm_eps=1e-5)
     detector.preprocessing.short_side, detector.preprocessing.long_side = SIDES["min_size"], SIDES["max_size"]
     return detector
 
@@ -175,6 +181,26 @@ def test_names_of_older_torchvisions_are_understood():
     assert list(from_torchvision({name: torch.zeros(1) for name in names})) == list(names.values())
 
 
+@pytest.mark.parametrize("name", ONE_STAGE)
+def test_a_head_alone_is_translated_with_or_without_its_prefix(name):
+    theirs = getattr(theirs_of, name)(weights=None, weights_backbone=None, num_classes=NUM_CLASSES).head
+    alone = from_torchvision(theirs.state_dict())
+    inside = from_torchvision({f"head.{key}": value for key, value in theirs.state_dict().items()})
+    assert [f"head.{key}" for key in alone] == list(inside)
+    with torch.device("meta"):
+        ours = build_from_config(TORCHVISION_DETECTORS[name], NUM_CLASSES - 1)
+    assert alone.keys() == ours.head.state_dict().keys()
+    assert all(alone[key].shape == value.shape for key, value in ours.head.state_dict().items())
+
+
+def test_two_stage_parts_are_translated_alone():
+    theirs = theirs_of.maskrcnn_resnet50_fpn(weights=None, weights_backbone=None)
+    assert "conv.weight" in from_torchvision(theirs.rpn.state_dict())
+    assert {"box_head.fc1.weight", "mask_branch.head.classifier.bias"} <= from_torchvision(
+        theirs.roi_heads.state_dict()
+    ).keys()
+
+
 @pytest.mark.parametrize("prefix", ["", "neck.", "backbone.fpn.", "fpn."])
 def test_a_pyramid_alone_is_translated_with_or_without_its_prefix(prefix):
     theirs = theirs_of.fasterrcnn_resnet50_fpn(weights=None, weights_backbone=None).backbone.fpn
@@ -187,4 +213,4 @@ def test_what_is_unknown_is_named():
     with pytest.raises(UserError, match=r"torchvision's detectors: rpn.head.nonsense.weight"):
         from_torchvision({"rpn.head.nonsense.weight": torch.zeros(1)})
     with pytest.raises(UserError, match=r"did you mean 'retinanet_resnet50_fpn'\?"):
-        torchvision_detector("retinanet_resnet50", {})
+        torchvision_detector("retinanet_resnet50", {}, batch_norm_eps=1e-5)
