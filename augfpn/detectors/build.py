@@ -15,7 +15,7 @@ from augfpn.detectors.one_stage import OneStageDetector
 from augfpn.detectors.preprocessing import Preprocessing
 from augfpn.errors import UserError
 from augfpn.experiments.config import AnyDetectorConfig, DetectorConfig, FasterRCNNConfig, FCOSConfig, RetinaNetConfig
-from augfpn.experiments.paper import find_experiment
+from augfpn.experiments.paper import find_experiment, from_scratch
 from augfpn.heads.box import BoxHead
 from augfpn.heads.dense import Selection
 from augfpn.heads.fcos import FCOSHead, FCOSRules
@@ -31,15 +31,21 @@ from augfpn.ops.matching import Matcher, Sampler
 ROI_CODER = BoxCoder(stds=(0.1, 0.1, 0.2, 0.2))
 
 
-def build_detector(experiment: str, num_classes: int, *, pretrained: bool = True) -> Detector:
+def build_detector(
+    experiment: str, num_classes: int, *, pretrained: bool = True, weights: str | None = None
+) -> Detector:
     """The detector of one of the paper's experiments, as the paper has it, such as ``table2/cs+rfa+srs``.
 
-    The backbone's ImageNet weights are fetched, unless ``pretrained`` is false.
+    Args:
+        experiment: an id from `augfpn.experiments.PAPER`.
+        num_classes: K, without background.
+        pretrained: start the backbone from ImageNet weights, which are fetched once; a random start has nothing frozen.
+        weights: a tag of timm's, a file or a URL in the place of the experiment's weights.
     """
     model = find_experiment(experiment).model
-    if not pretrained:
-        model = replace(model, backbone=replace(model.backbone, weights=None))
-    return build_from_config(model, num_classes)
+    if weights is not None:
+        model = replace(model, backbone=replace(model.backbone, weights=weights))
+    return build_from_config(model if pretrained else from_scratch(model), num_classes)
 
 
 def build_from_config(
@@ -127,6 +133,7 @@ def _one_stage(config: RetinaNetConfig | FCOSConfig, num_classes: int, preproces
         fcos = FCOSRules(
             regression_ranges=tuple(config.finest_range * 2**i for i in range(len(pyramid.strides) - 1)),
             centre_radius=conventions.fcos_centre_radius,
+            range_ends=conventions.fcos_range_ends,
             centerness_on=conventions.fcos_centerness_on,
             distances=conventions.fcos_distances,
             tower_bias=conventions.fcos_tower_bias,

@@ -37,6 +37,8 @@ class Conventions:
     FCOS:
         fcos_centre_radius: only places within so many strides of an object's centre are foreground; None for all
             places in its box.
+        fcos_range_ends: a place whose largest distance is just a limit of two levels' ranges is for "both" of them, or
+            for "neither".
         fcos_centerness_on: the tower that centerness is read from.
         fcos_distances: distances are exp(scale · x) pixels ("exp"), or relu(x) strides ("relu").
         fcos_tower_bias: the convolutions before group norm have a bias.
@@ -56,6 +58,7 @@ class Conventions:
     retinanet_mean: Literal["batch", "image"] = "batch"
     retinanet_top: Literal["c5", "p5"] = "c5"
     fcos_centre_radius: float | None = None
+    fcos_range_ends: Literal["both", "neither"] = "both"
     fcos_centerness_on: Literal["classification", "regression"] = "classification"
     fcos_distances: Literal["exp", "relu"] = "exp"
     fcos_tower_bias: bool = False
@@ -80,6 +83,7 @@ TORCHVISION = Conventions(
     retinanet_mean="image",
     retinanet_top="p5",
     fcos_centre_radius=1.5,
+    fcos_range_ends="neither",
     fcos_centerness_on="regression",
     fcos_distances="relu",
     fcos_tower_bias=True,

@@ -31,6 +31,7 @@ class FCOSRules:
 
     regression_ranges: tuple[float, ...] = (64.0, 128.0, 256.0, 512.0)
     centre_radius: float | None = None
+    range_ends: Literal["both", "neither"] = "both"
     centerness_on: Literal["classification", "regression"] = "classification"
     distances: Literal["exp", "relu"] = "exp"
     tower_bias: bool = False
@@ -132,6 +133,8 @@ class FCOSHead(nn.Module):
         limits = (0.0, *self.rules.regression_ranges, float("inf"))
         least, most = (_of_level(of_levels, num_anchors, anchors) for of_levels in (limits[:-1], limits[1:]))
         fits = (distances.amin(dim=-1) > 0) & (furthest >= least[:, None]) & (furthest <= most[:, None])
+        if self.rules.range_ends == "neither":
+            fits &= (furthest != least[:, None]) & (furthest != most[:, None])
         if self.rules.centre_radius is not None:
             away = (centres[None, :, None] - _centres(targets.boxes)[:, None]).abs().amax(dim=-1)
             strides = anchors[:, 2] - anchors[:, 0]

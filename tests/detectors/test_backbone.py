@@ -104,7 +104,8 @@ def test_building_leaves_no_trace_in_batch_norm_or_random_numbers():
     backbone = Backbone("resnet10t", None, 1, False)
     assert torch.equal(torch.rand(1), after)
     assert backbone.training
-    assert all(module.training for module in backbone.modules())
+    frozen = set(backbone._frozen_norms)
+    assert all(module.training != (module in frozen) for module in backbone.modules())
     torch.testing.assert_close(backbone.body.state_dict(), body.state_dict(), rtol=0, atol=0)
 
 

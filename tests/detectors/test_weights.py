@@ -302,7 +302,7 @@ def test_the_weights_of_a_tag_can_be_put_where_the_error_says(no_network, cache)
     assert str(error.value) == (
         "The weights 'resnet10t.c3_in1k' could not be fetched (ConnectionError). Fetch "
         f"https://huggingface.co/timm/resnet10t.c3_in1k/resolve/main/model.safetensors and put it at {place}, or name "
-        "a file (--backbone-weights FILE)."
+        "a file (weights=, --backbone-weights)."
     )
     cache.mkdir()
     save_file(whole().state_dict(), place)
@@ -324,7 +324,7 @@ def test_the_weights_of_a_tag_are_otherwise_hugging_faces(monkeypatch, file):
 @pytest.mark.parametrize(
     ("name", "tag", "expected"),
     [
-        ("resnext101_64x4d", "tv_in1", "did you mean 'tv_in1k'.*c1_in1k, gluon_in1k, tv_in1k.*--backbone-weights FILE"),
+        ("resnext101_64x4d", "tv_in1", "did you mean 'tv_in1k'.*c1_in1k, gluon_in1k, tv_in1k.*--backbone-weights"),
         ("resnext101_32x4d", "tv_in1k", "Valid: .*gluon_in1k"),
         ("resnet50", "tv_in1k2", "did you mean 'tv_in1k'"),
     ],

@@ -32,7 +32,8 @@ def samples(request):
         root = request.getfixturevalue("real_images") / "coco_tiny"
         dataset = CocoDataset.open(root, "val", masks=True)
     else:
-        dataset = SyntheticDataset(256, 4, masks=True)
+        # Others have a detection that overlaps another by 0.5000019, or a like number that rounding decides about.
+        dataset = SyntheticDataset(256, 4, seed=2, masks=True)
     chosen = [dataset[index] for index in range(4)]
     nothing = dataclasses.replace(chosen[-1], boxes=torch.zeros(0, 4), labels=torch.zeros(0, dtype=torch.int64))
     nothing = dataclasses.replace(nothing, masks=chosen[-1].masks[:0])
@@ -117,7 +118,10 @@ def test_detections_are_the_same(name, samples):
             partner = same.to(torch.uint8).argmax(dim=1)
             different = (one["masks"] > 0.5) != (other["masks"][partner] > 0.5)
             assert different.float().mean() < 1e-5
-            assert 0.001 < (one["masks"] > 0.5).float().mean() < 0.99
+            # The probabilities themselves too: an untrained head has few above one half.
+            apart = (one["masks"] - other["masks"][partner]).abs()
+            assert (apart > 0.01).float().mean() < 1e-5
+            assert one["masks"].max() > 0.3
 
 
 LOSS_NAMES = {
@@ -178,7 +182,7 @@ def test_names_of_older_torchvisions_are_understood():
         "roi_heads.mask_head.mask_fcn2.bias": "mask_branch.head.convs.1.bias",
         "head.regression_head.conv.6.weight": "head.regression_tower.convs.3.weight",
     }
-    assert list(from_torchvision({name: torch.zeros(1) for name in names})) == list(names.values())
+    assert list(from_torchvision({name: torch.zeros(1, 1, 1, 1) for name in names})) == list(names.values())
 
 
 @pytest.mark.parametrize("name", ONE_STAGE)
