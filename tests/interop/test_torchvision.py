@@ -117,9 +117,9 @@ def test_detections_are_the_same(name, samples):
         if name == "maskrcnn_resnet50_fpn":
             partner = same.to(torch.uint8).argmax(dim=1)
             different = (one["masks"] > 0.5) != (other["masks"][partner] > 0.5)
-            assert different.float().mean() < 1e-5
-            # The probabilities themselves too: an untrained head has few above one half. Where rounding puts a side
-            # of a box on another side of a whole pixel, a row of the pasted mask differs.
+            # Where rounding puts a side of a box on another side of a whole pixel, a row of the pasted mask differs.
+            assert different.float().mean() < 1e-4
+            # The probabilities themselves too: an untrained head has few above one half.
             apart = (one["masks"] - other["masks"][partner]).abs()
             assert (apart > 0.01).float().mean() < 1e-4
             assert one["masks"].max() > 0.3
