@@ -15,6 +15,7 @@ from augfpn.errors import UserError
 from augfpn.heads.region_proposals import ProposalCounts
 from augfpn.interop import TORCHVISION_DETECTORS, from_torchvision, torchvision_detector
 from augfpn.ops.matching import Sampler
+from augfpn.structures import Images
 
 NUM_CLASSES = 91
 SIDES = {"min_size": 256, "max_size": 416}
@@ -119,10 +120,24 @@ def test_detections_are_the_same(name, samples):
             different = (one["masks"] > 0.5) != (other["masks"][partner] > 0.5)
             # Where rounding puts a side of a box on another side of a whole pixel, a row of the pasted mask differs.
             assert different.float().mean() < 1e-4
-            # The probabilities themselves too: an untrained head has few above one half.
-            apart = (one["masks"] - other["masks"][partner]).abs()
-            assert (apart > 0.01).float().mean() < 1e-4
-            assert one["masks"].max() > 0.3
+            assert different.float().sum() < one["masks"].gt(0.5).sum()
+    if name == "maskrcnn_resnet50_fpn":
+        assert_same_masks_before_they_are_pasted(theirs, ours, images_of(samples))
+
+
+def assert_same_masks_before_they_are_pasted(theirs, ours, images):
+    seen = []
+    with torch.no_grad():
+        hook = theirs.roi_heads.register_forward_hook(lambda _, inputs, output: seen.extend(map(dict, output[0])))
+        theirs(images)
+        hook.remove()
+        found = ours.detect(Images.pad([ours.preprocessing.resize(image) for image in images]))
+    for position, one in enumerate(seen):
+        valid = found.valid[position]
+        other = {name: getattr(found, name)[position, valid] for name in ("boxes", "scores", "labels", "masks")}
+        partner = same_detection(one, other, {"boxes": 0.01, "scores": 1e-4}).to(torch.uint8).argmax(dim=1)
+        assert one["masks"].amax() - one["masks"].amin() > 0.1
+        torch.testing.assert_close(other["masks"][partner][:, None], one["masks"], atol=1e-4, rtol=0)
 
 
 LOSS_NAMES = {
