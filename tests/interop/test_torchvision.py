@@ -137,7 +137,7 @@ def assert_same_masks_before_they_are_pasted(theirs, ours, images):
         other = {name: getattr(found, name)[position, valid] for name in ("boxes", "scores", "labels", "masks")}
         partner = same_detection(one, other, {"boxes": 0.01, "scores": 1e-4}).to(torch.uint8).argmax(dim=1)
         assert one["masks"].amax() - one["masks"].amin() > 0.1
-        torch.testing.assert_close(other["masks"][partner][:, None], one["masks"], atol=1e-4, rtol=0)
+        torch.testing.assert_close(other["masks"][partner][:, None], one["masks"], atol=1e-3, rtol=0)
 
 
 LOSS_NAMES = {
