@@ -98,7 +98,7 @@ def predict(
     run: Path,
     images: Annotated[list[Path], typer.Argument(help="Image files.")],
     out: Annotated[Path, typer.Option(help="Folder for annotated pictures and predictions.json.")],
-    score_threshold: Annotated[float, typer.Option(help="Draw detections from this score on.")] = 0.5,
+    score_threshold: Annotated[float, typer.Option(help="Draw detections from this score on.")] = 0.3,
     device: Device = None,
 ) -> None:
     """Detects objects in pictures; writes annotated copies and the detections in COCO's format."""

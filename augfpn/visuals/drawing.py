@@ -14,12 +14,14 @@ from augfpn.data.segmentations import binary
 # Small pictures are enlarged until their shorter side has so many pixels, so that labels can be read.
 READABLE_SIDE = 384
 FONT_SIZE = 12
+# Detections are drawn from this score on. FCOS's are products of two probabilities, and hardly reach one half.
+LEAST_SCORE = 0.3
 # The opacity of a mask, of 255, and the width of its contour in pixels.
 FILL_OPACITY, CONTOUR = 100, 2
 
 
 def draw_detections(
-    image: Tensor, detections: dict[str, Tensor], class_names: Sequence[str], score_threshold: float = 0.5
+    image: Tensor, detections: dict[str, Tensor], class_names: Sequence[str], score_threshold: float = LEAST_SCORE
 ) -> Image.Image:
     """A picture of ``image (3, H, W)`` uint8 with its boxes and masks, enlarged where it is small.
 
