@@ -56,7 +56,7 @@ def test_boxes_and_labels_lie_above_all_masks():
 
 def test_masks_of_unsure_detections_are_not_drawn():
     masks = torch.ones(1, 1, 400, 500)
-    assert (np.asarray(draw_detections(grey(), detections((0.4,), masks=masks), NAMES)) == 128).all()
+    assert (np.asarray(draw_detections(grey(), detections((0.2,), masks=masks), NAMES)) == 128).all()
 
 
 def test_masks_are_enlarged_with_small_pictures():
