@@ -330,3 +330,20 @@ def test_augfpn_trains_under_torchvisions_conventions(small_model, experiment):
     losses = model.losses(*batch())
     assert "loss_aux_box_reg" in losses
     assert all(loss.isfinite() for loss in losses.values())
+
+
+@pytest.mark.parametrize(("experiment", "depends_on_it"), [("table2/baseline", False), ("table2/rfa", True)])
+def test_what_is_far_from_the_padding_depends_on_it_with_residual_feature_augmentation_only(
+    small_model, experiment, depends_on_it
+):
+    model = small_model(experiment).eval()
+    torch.manual_seed(0)
+    image = torch.rand(3, 64, 1024)
+    sizes = torch.tensor([[64, 1024]])
+    with torch.no_grad():
+        narrow = model.features(Images(image[None], sizes))
+        wide = model.features(Images(torch.nn.functional.pad(image, (0, 512))[None], sizes))
+    for level, wider, stride in zip(narrow.levels[:4], wide.levels[:4], narrow.strides, strict=False):
+        far = (..., slice(None), slice(0, 256 // stride))
+        change = (level[far] - wider[far]).norm() / level[far].norm()
+        assert change > 1e-4 if depends_on_it else change < 1e-5
