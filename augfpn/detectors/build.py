@@ -65,7 +65,7 @@ def build_from_config(
 
 def _faster_rcnn(config: FasterRCNNConfig, num_classes: int, preprocessing: Preprocessing) -> FasterRCNN:
     conventions = config.conventions
-    backbone = _backbone(config)
+    backbone = Backbone(**vars(config.backbone))
     pyramid = FeaturePyramid(backbone.channels, config.channels, backbone.strides, _augmentation(config, backbone))
     roi_pooling = AdaptiveFeaturePooling() if config.adaptive_feature_pooling else _roi_pooling(config)
     box_rules = BoxRules(
@@ -100,7 +100,7 @@ def _faster_rcnn(config: FasterRCNNConfig, num_classes: int, preprocessing: Prep
 
 def _one_stage(config: RetinaNetConfig | FCOSConfig, num_classes: int, preprocessing: Preprocessing) -> Detector:
     conventions = config.conventions
-    backbone = _backbone(config)
+    backbone = Backbone(**vars(config.backbone))
     source = conventions.retinanet_top if isinstance(config, RetinaNetConfig) else "p5"
     # The backbone's stages begin with C2.
     first = config.finest_level - 2
@@ -156,10 +156,6 @@ def _one_stage(config: RetinaNetConfig | FCOSConfig, num_classes: int, preproces
         Sampler(num=config.box.num_sampled, foreground_fraction=0.25),
         _supervision(config, num_classes),
     )
-
-
-def _backbone(config: DetectorConfig) -> Backbone:
-    return Backbone(**vars(config.backbone))
 
 
 def _augmentation(config: DetectorConfig, backbone: Backbone) -> ResidualFeatureAugmentation | None:

@@ -5,6 +5,8 @@ M3…M5, P3…P7 = pyramid(C3…C5)                     with Residual Feature Au
 detections = head(P3…P7)                           RetinaNetHead, or FCOSHead
 in training: + ConsistentSupervision(M3…M5, RoIs), or not
 
+For small images all of it begins a level finer, with C2 (``finest_level`` in `augfpn.experiments.config`).
+
 There are no RoIs in these detectors, so no Soft RoI Selection. For Consistent Supervision, "the outputs of detectors
 instead of RPN are used" (Section 4.3): what the head detects is sampled like the proposals of a two-stage detector.
 """

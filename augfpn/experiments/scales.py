@@ -62,7 +62,7 @@ def _small(
             backbone=BackboneConfig(name="resnet10t", weights=None, frozen_stages=0, frozen_batch_norm=False),
             channels=channels,
             box=BoxConfig(width=width, num_sampled=num_sampled),
-            # Nearly every anchor leaves so small an image.
+            # So small an image has few anchors that do not leave it.
             conventions=replace(model.conventions, train_inside_only=False),
         )
         if isinstance(small, RetinaNetConfig | FCOSConfig):

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from augfpn.initialisation import gaussian
+from augfpn.ops.best import best_of_each_level
 from augfpn.ops.boxes import clip, take_boxes
 from augfpn.ops.nms import batched_nms
 from augfpn.structures import Detections
@@ -70,15 +71,10 @@ def select(
         anchors: ``(A, 4)``. num_anchors: of each level. sizes: ``(B, 2)`` of the images.
     """
     num_classes = scores.shape[-1]
-    best, start = [], 0
-    for of_level in torch.split(scores, list(num_anchors), dim=1):
-        of_level = of_level.flatten(1)
-        num = min(selection.num_before_nms, of_level.shape[1])
-        best.append(of_level.topk(num, dim=1).indices + start)
-        start += of_level.shape[1]
-    pairs = torch.cat(best, dim=1)
+    scores = scores.flatten(1)
+    pairs = best_of_each_level(scores, [num * num_classes for num in num_anchors], selection.num_before_nms)
     places, labels = pairs // num_classes, pairs % num_classes + 1
-    scores = scores.flatten(1).gather(1, pairs)
+    scores = scores.gather(1, pairs)
     boxes = clip(take_boxes(boxes, places), sizes)
     kept, valid = batched_nms(boxes, scores, labels, scores >= 0, selection.nms_iou, selection.num)
     return Detections(

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from augfpn.initialisation import gaussian
 from augfpn.ops.anchors import AnchorGenerator
+from augfpn.ops.best import best_of_each_level
 from augfpn.ops.boxes import BoxCoder, clip, take_boxes
 from augfpn.ops.matching import FOREGROUND, Matcher, Sampler
 from augfpn.ops.nms import batched_nms
@@ -84,7 +85,7 @@ class RegionProposals(nn.Module):
     def propose(self, predictions: ProposalPredictions, sizes: Tensor) -> Proposals:
         """The best proposals of each image of ``sizes (B, 2)``, after suppression within each level."""
         counts = self.rules.training if self.training else self.rules.inference
-        indices = _best_of_each_level(predictions.logits, predictions.num_anchors, counts.before_nms)
+        indices = best_of_each_level(predictions.logits, predictions.num_anchors, counts.before_nms)
         levels = _repeat_each(predictions.num_anchors, counts.before_nms, indices.device).expand_as(indices)
         scores = predictions.logits.gather(1, indices).float().sigmoid()
         anchors = predictions.anchors[indices]
@@ -118,17 +119,8 @@ class RegionProposals(nn.Module):
         }
 
 
-def _best_of_each_level(scores: Tensor, num_anchors: Sequence[int], num: int) -> Tensor:
-    """``(B, N)``: the positions of the best ``num`` anchors of each level, or of all where a level has fewer."""
-    best, start = [], 0
-    for level_scores in torch.split(scores, list(num_anchors), dim=1):
-        best.append(level_scores.topk(min(num, level_scores.shape[1]), dim=1).indices + start)
-        start += level_scores.shape[1]
-    return torch.cat(best, dim=1)
-
-
 def _repeat_each(num_anchors: Sequence[int], num: int, device: torch.device) -> Tensor:
-    """``(N)``: the level of each position that `_best_of_each_level` gives."""
+    """``(N)``: the level of each position that `best_of_each_level` gives."""
     return torch.cat(
         [torch.full((min(num, n),), level, dtype=torch.int64, device=device) for level, n in enumerate(num_anchors)]
     )
