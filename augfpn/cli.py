@@ -53,6 +53,7 @@ def train(
         typer.Option(help="What those weights are for: caffe for Detectron's and mmcv's *_caffe files."),
     ] = None,
     resume: Annotated[bool, typer.Option(help="Go on where an interrupted run was.")] = False,
+    keep_checkpoints: Annotated[bool, typer.Option(help="Keep all of them, not just the last two.")] = False,
     device: Device = None,
 ) -> None:
     """Trains an experiment of the paper at a scale, evaluates it, and prints its figures."""
@@ -72,7 +73,7 @@ def train(
         backbone_style=backbone_style,
     )
     path = out or default_run_path(experiment, scale, seed)
-    run = train(config, path, resume=resume, device=_device(device))
+    run = train(config, path, resume=resume, keep_checkpoints=keep_checkpoints, device=_device(device))
     if not run.is_evaluated:
         evaluate(run, _device(device))
     _print_figures(run.path)

@@ -13,6 +13,7 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
+from augfpn.errors import UserError
 from augfpn.files import written_whole
 
 KEPT = 2
@@ -32,13 +33,16 @@ class Checkpoint:
         optimizer.load_state_dict(self.optimizer)
 
 
-def save_checkpoint(folder: Path, step: int, seconds: float, model: nn.Module, optimizer: Optimizer) -> None:
-    """Writes a checkpoint and removes all but the last two."""
+def save_checkpoint(
+    folder: Path, step: int, seconds: float, model: nn.Module, optimizer: Optimizer, kept: int | None = KEPT
+) -> None:
+    """Writes a checkpoint and removes all but the last ``kept``; None keeps all."""
     state = {"step": step, "seconds": seconds, "model": model.state_dict(), "optimizer": optimizer.state_dict()}
-    with written_whole(folder / f"step_{step:08d}.pt") as temporary:
+    with written_whole(_path(folder, step)) as temporary:
         torch.save(state, temporary)
-    for old in _checkpoints(folder)[:-KEPT]:
-        old.unlink()
+    if kept is not None:
+        for old in _checkpoints(folder)[:-kept]:
+            old.unlink()
 
 
 def load_last_checkpoint(folder: Path, device: torch.device) -> Checkpoint | None:
@@ -46,7 +50,32 @@ def load_last_checkpoint(folder: Path, device: torch.device) -> Checkpoint | Non
     for leftover in folder.glob(".step_*.tmp"):
         leftover.unlink()
     found = _checkpoints(folder)
-    return Checkpoint(**torch.load(found[-1], map_location=device, weights_only=True)) if found else None
+    return _load(found[-1], device) if found else None
+
+
+def checkpoint_steps(folder: Path) -> tuple[int, ...]:
+    """The steps of which there is a checkpoint, in order."""
+    return tuple(int(path.stem.removeprefix("step_")) for path in _checkpoints(folder))
+
+
+def load_checkpoint(folder: Path, step: int, device: torch.device) -> Checkpoint:
+    """The checkpoint after so many steps; a UserError lists those that there are."""
+    path = _path(folder, step)
+    if not path.is_file():
+        kept = ", ".join(map(str, checkpoint_steps(folder))) or "none"
+        raise UserError(
+            f"{folder} has no checkpoint of step {step}; kept are those of: {kept}. "
+            "`augfpn train … --keep-checkpoints` keeps all."
+        )
+    return _load(path, device)
+
+
+def _load(path: Path, device: torch.device) -> Checkpoint:
+    return Checkpoint(**torch.load(path, map_location=device, weights_only=True))
+
+
+def _path(folder: Path, step: int) -> Path:
+    return folder / f"step_{step:08d}.pt"
 
 
 def _checkpoints(folder: Path) -> list[Path]:

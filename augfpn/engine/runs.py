@@ -31,6 +31,7 @@ import torch
 from augfpn.data.dataset import Category
 from augfpn.detectors.build import build_from_config
 from augfpn.detectors.detector import Detector
+from augfpn.engine.checkpoint import checkpoint_steps, load_checkpoint
 from augfpn.errors import UserError
 from augfpn.experiments.config import RunConfig
 from augfpn.files import write_json, write_text, written_whole
@@ -135,8 +136,18 @@ class Run:
         with written_whole(self.weights) as temporary:
             safetensors.torch.save_model(model, str(temporary))
 
-    def load_model(self, device: torch.device) -> Detector:
-        """The trained model, ready to detect."""
+    @property
+    def checkpoint_steps(self) -> tuple[int, ...]:
+        """The steps of which a checkpoint was kept, in order."""
+        return checkpoint_steps(self.path / "checkpoints")
+
+    def load_model(self, device: torch.device, step: int | None = None) -> Detector:
+        """The trained model, ready to detect; or as it was after ``step`` steps, if a checkpoint of it was kept."""
+        if step is not None:
+            checkpoint = load_checkpoint(self.path / "checkpoints", step, device)
+            model = build_model(self.config, len(self.categories), pretrained=False).to(device)
+            model.load_state_dict(checkpoint.model)
+            return model.eval()
         if not self.is_trained:
             raise RunError(
                 f"{self.path} is not trained to its end; finish it with `augfpn train … --out {self.path} --resume`."

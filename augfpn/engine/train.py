@@ -15,7 +15,7 @@ from tqdm import tqdm
 from augfpn.data.dataset import DetectionDataset
 from augfpn.data.loading import Batch, open_datasets, seed_of, training_batches
 from augfpn.detectors.detector import Detector
-from augfpn.engine.checkpoint import Checkpoint, load_last_checkpoint, save_checkpoint
+from augfpn.engine.checkpoint import KEPT, Checkpoint, load_last_checkpoint, save_checkpoint
 from augfpn.engine.runs import Run, RunError, build_model
 from augfpn.engine.schedule import learning_rate
 from augfpn.experiments.config import RunConfig, TrainingConfig, differences
@@ -27,11 +27,19 @@ def default_device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
-def train(config: RunConfig, out: Path, *, resume: bool = False, device: torch.device | None = None) -> Run:
+def train(
+    config: RunConfig,
+    out: Path,
+    *,
+    resume: bool = False,
+    keep_checkpoints: bool = False,
+    device: torch.device | None = None,
+) -> Run:
     """Trains the model of ``config`` and writes the run directory ``out``.
 
     With ``resume`` it goes on from the last checkpoint in ``out`` and ends with the same weights as a training that was
     never interrupted (to the bit on a CPU with the same number of threads). A finished run is left as it is.
+    ``keep_checkpoints``: all of them, rather than the last two, for studies of how training went.
     """
     device = device or default_device()
     # The validation data too, so that a fault in it is found now and not after days of training.
@@ -58,7 +66,7 @@ def train(config: RunConfig, out: Path, *, resume: bool = False, device: torch.d
     run.write_provenance(device, derived)
     print(f"{config.experiment} at {config.scale}: " + ", ".join(f"{name} {value}" for name, value in derived.items()))
 
-    _make_steps(run, config, model, dataset, last, num_steps, device)
+    _make_steps(run, config, model, dataset, last, num_steps, None if keep_checkpoints else KEPT, device)
     run.save_weights(model)
     return run
 
@@ -70,6 +78,7 @@ def _make_steps(
     dataset: DetectionDataset,
     last: Checkpoint | None,
     num_steps: int,
+    kept: int | None,
     device: torch.device,
 ) -> None:
     """Trains ``model`` from the run's last checkpoint, or from its start, to the end."""
@@ -106,7 +115,7 @@ def _make_steps(
                 losses = {name.removeprefix("loss_"): f"{mean:.2f}" for name, mean in means.items() if "loss" in name}
                 progress.set_postfix({**losses, "lr": f"{rate:.1e}"})
             if done % training.checkpoint_every == 0 and done < num_steps:
-                save_checkpoint(run.path / "checkpoints", done, seconds, model, optimizer)
+                save_checkpoint(run.path / "checkpoints", done, seconds, model, optimizer, kept)
             progress.update()
 
 

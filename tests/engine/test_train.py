@@ -70,6 +70,17 @@ def test_a_finished_run_has_weights_history_and_provenance(finished):
     assert not model.training
 
 
+def test_kept_checkpoints_are_the_model_along_its_training(tmp_path):
+    run = train(plan("table2/baseline", "smoke", steps=8), tmp_path / "all", keep_checkpoints=True, device=CPU)
+    assert run.checkpoint_steps == (2, 4, 6)
+    shorter = train(plan("table2/baseline", "smoke", steps=8), tmp_path / "last", device=CPU)
+    assert shorter.checkpoint_steps == (4, 6)
+    weights = [run.load_model(CPU, step).box_head.fc1.weight for step in (2, 6)]
+    assert not torch.equal(weights[0], weights[1])
+    with pytest.raises(UserError, match="no checkpoint of step 2; kept are those of: 4, 6"):
+        shorter.load_model(CPU, 2)
+
+
 def test_resuming_a_finished_run_changes_nothing(finished):
     before = finished.weights.stat().st_mtime_ns
     train(finished.config, finished.path, resume=True, device=CPU)
