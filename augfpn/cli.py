@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import sys
-from dataclasses import asdict
+from json import dumps
 from pathlib import Path
 from typing import Annotated, Literal, Optional
 
 import typer
 
 from augfpn.errors import UserError
-from augfpn.experiments import PAPER, SCALES, find_experiment, plan
+from augfpn.experiments import EXPERIMENTS, SCALES, find_experiment, plan
+from augfpn.experiments.config import differences
+from augfpn.experiments.listing import Result, as_text, entries
+from augfpn.experiments.paper import TABLES, unknown
 from augfpn.experiments.scales import default_run_path
 
 # Commands import what they need when they run: `augfpn --help` should not wait for torch.
@@ -72,6 +75,8 @@ def train(
         backbone_weights=backbone_weights,
         backbone_style=backbone_style,
     )
+    if config.experiment != experiment:
+        print(f"{experiment} is the same model as {config.experiment}: one run, which has that name.")
     path = out or default_run_path(experiment, scale, seed)
     run = train(config, path, resume=resume, keep_checkpoints=keep_checkpoints, device=_device(device))
     if not run.is_evaluated:
@@ -135,13 +140,19 @@ def report(
 
 
 @app.command("list")
-def list_experiments() -> None:
-    """Lists the experiments with the paper's figures."""
-    for experiment in PAPER.values():
-        figures = "  ".join(f"{name} {value:4.1f}" for name, value in asdict(experiment.published).items())
-        masks = experiment.published_masks
-        of_masks = "" if masks is None else f"  mask AP {masks.AP:4.1f}"
-        print(f"{experiment.id:36}{experiment.title:44}{figures}{of_masks}")
+def list_experiments(
+    table: Annotated[Optional[str], typer.Option(help="Only this one, such as table4.")] = None,  # noqa: UP045
+    runs: Annotated[
+        Optional[list[Path]],  # noqa: UP045
+        typer.Option(help="Folders with evaluated runs; by default runs and results, where they are."),
+    ] = None,
+    json: Annotated[bool, typer.Option("--json", help="For programs: a list of objects.")] = False,
+) -> None:
+    """Prints the paper's tables: its figures in percent, and ours (mean and standard deviation of the seeds)."""
+    if table is not None and table not in TABLES:
+        raise UserError(unknown("table", table, TABLES))
+    listed = [entry for entry in entries(_results(runs)) if table in (None, entry["table"])]
+    print(dumps(listed, indent=1, ensure_ascii=False) if json else as_text(listed))
 
 
 @app.command()
@@ -149,9 +160,24 @@ def show(
     experiment: ExperimentId,
     scale: ScaleName = "micro",
     data: Annotated[Optional[str], typer.Option(help="As for `train`; at the paper's scale data/coco.")] = None,  # noqa: UP045
+    json: Annotated[bool, typer.Option("--json", help="Only the expanded experiment.")] = False,
 ) -> None:
-    """Prints the expanded experiment as it would be run at a scale."""
-    print(plan(experiment, scale, data="data/coco" if data is None and scale == "paper" else data).to_json())
+    """Prints an experiment's difference from its baseline, and the expanded experiment as it is run at a scale."""
+    planned = plan(experiment, scale, data="data/coco" if data is None and scale == "paper" else data)
+    if not json:
+        described = find_experiment(experiment)
+        baseline = find_experiment(described.baseline)
+        print(f"{described.id}: {described.title}")
+        if planned.experiment != described.id:
+            print(f"The same model as {planned.experiment}, and run as that.")
+        of_model = differences(baseline.model, described.model)
+        of_training = differences(baseline.training, described.training, "training.")
+        if baseline is described:
+            print("It is a baseline itself.")
+        else:
+            print(f"Its difference from {baseline.id}:", *of_model, *of_training, sep="\n  ")
+        print(f"As it is run at the scale {scale}:")
+    print(planned.to_json())
 
 
 @app.command()
@@ -173,7 +199,7 @@ def cost(
     def count(id: str):  # type: ignore[no-untyped-def]
         return cost_of_experiment(id, scale, num_classes=classes, height=height, width=width)
 
-    table_1 = [experiment.id for experiment in PAPER.values() if experiment.table == "table1"]
+    table_1 = [experiment.id for experiment in EXPERIMENTS.values() if experiment.table == "table1"]
     costs = {id: count(id) for id in experiments or table_1}
     print(f"{'':40}{'parameters, M':>20}{'multiply-adds, G':>20}")
     for id, ours in costs.items():
@@ -213,6 +239,23 @@ def synthetic(
         dataset = open_dataset(config, split)
         assert isinstance(dataset, SyntheticDataset)
         print(dataset.write(out, split))
+
+
+def _results(folders: list[Path] | None) -> list[Result]:
+    """What the evaluated runs in these folders came to, or in the usual folders. Torch is imported only if there are
+    any."""
+    found = folders or [folder for folder in (Path("runs"), Path("results")) if folder.is_dir()]
+    if not any(next(folder.rglob("run.json"), None) for folder in found):
+        return []
+    from augfpn.analysis.comparison import evaluated_runs
+
+    results = []
+    for run in (run for folder in found for run in evaluated_runs(folder)):
+        try:
+            results.append(Result(path=str(run.path), config=run.config, metrics=run.metrics))
+        except UserError as error:
+            print(f"warning: {run.path} is left out: {error}", file=sys.stderr)
+    return results
 
 
 def _device(name: str | None):  # type: ignore[no-untyped-def]

@@ -133,10 +133,13 @@ class Pyramid:
 
 
 class Fusion(NamedTuple):
-    """Several features made one: ``fused (N, C, H, W)``, and the ``weights (N, L, H, W)`` of each that went in."""
+    """Several features made one: ``fused (N, C, H, W)``, and the ``weights (N, L, H, W)`` of each that went in.
+
+    Weights that differ between channels are averaged over them; None where features are mixed and not weighted.
+    """
 
     fused: Tensor
-    weights: Tensor
+    weights: Tensor | None
 
 
 @dataclass(frozen=True)

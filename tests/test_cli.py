@@ -138,8 +138,32 @@ def test_a_data_set_on_disk_is_trained_and_evaluated(tmp_path):
     assert Run(tmp_path / "run").metrics["num_images"] == 2
 
 
-def test_list_and_show_name_the_paper_and_the_expanded_experiment():
-    assert "38.7" in next(line for line in augfpn("list").stdout.splitlines() if "table2/cs+rfa+srs" in line)
-    shown = json.loads(augfpn("show", "table2/cs", "--scale", "paper").stdout)
+def test_list_prints_the_tables_and_show_the_difference_and_the_expanded_experiment(tmp_path):
+    listed = augfpn("list", cwd=tmp_path).stdout.splitlines()
+    assert "38.7" in next(line for line in listed if line.startswith("table2/cs+rfa+srs"))
+    assert augfpn("list", "--table", "table9").returncode != 0
+    content = json.loads(augfpn("list", "--json", cwd=tmp_path).stdout)
+    assert len(content) == 33 + 8 + 8 + 12 + 6
+
+    shown = augfpn("show", "table3/single_level_0.5", "--scale", "paper").stdout
+    assert "table3/none:\n  consistent_supervision: None → " in shown
+    shown = json.loads(augfpn("show", "table2/cs", "--scale", "paper", "--json").stdout)
     assert shown["model"]["consistent_supervision"] == {"weight": 0.25, "levels": "all"}
     assert shown["training"]["learning_rate"] == 0.02
+
+
+def test_a_run_is_listed_in_every_row_that_is_its_model(run, tmp_path):
+    listed = json.loads(augfpn("list", "--json", "--runs", run.parent, cwd=tmp_path).stdout)
+    with_results = {entry["id"]: entry["results"] for entry in listed if entry["results"]}
+    assert with_results.keys() == {"table1/faster_rcnn_r50_augfpn_1x", "table2/cs+rfa+srs"}
+    (result,) = with_results["table2/cs+rfa+srs"]
+    assert (result["scale"], result["seed"], result["as_planned"]) == ("smoke", 0, True)
+    assert result["AP"] == pytest.approx(100 * Run(run).metrics["AP"], abs=0.01)
+    # A run that cannot be read is named, and the others are listed all the same.
+    broken = tmp_path / "broken"
+    broken.mkdir()
+    for name in ("run.json", "metrics.json"):
+        (broken / name).write_text("{}")
+    done = augfpn("list", "--runs", broken, "--runs", run.parent, cwd=tmp_path)
+    assert f"warning: {broken} is left out" in done.stderr
+    assert "smoke" in done.stdout

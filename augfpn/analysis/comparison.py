@@ -11,7 +11,9 @@ import pandas as pd
 from augfpn.engine.runs import Run
 from augfpn.errors import UserError
 from augfpn.experiments.config import DataConfig, RunConfig, TrainingConfig, differences
-from augfpn.experiments.paper import PAPER, Published, find_experiment
+from augfpn.experiments.paper import EXPERIMENTS, PAPER, find_experiment
+from augfpn.experiments.rows import Experiment, Published
+from augfpn.experiments.scales import run_as
 
 FIGURES = tuple(Published.__dataclass_fields__)
 # The column of instance masks' AP, in tables that have any.
@@ -23,13 +25,18 @@ def find_runs(root: Path | str, scale: str | None = None) -> list[Run]:
 
     A UserError if there are none, or if they cannot be compared with one another.
     """
-    runs = [Run(path.parent) for path in sorted(Path(root).rglob("run.json"))]
-    runs = [run for run in runs if run.is_evaluated and scale in (None, run.config.scale)]
+    runs = [run for run in evaluated_runs(root) if scale in (None, run.config.scale)]
     if not runs:
         wanted = f"evaluated run of scale {scale!r}" if scale else "evaluated run"
         raise UserError(f"There is no {wanted} in {root}; name the folder of your runs, or make some with `make demo`.")
     check_comparable(runs)
     return runs
+
+
+def evaluated_runs(root: Path | str) -> list[Run]:
+    """All evaluated runs in or below ``root``."""
+    runs = [Run(path.parent) for path in sorted(Path(root).rglob("run.json"))]
+    return [run for run in runs if run.is_evaluated]
 
 
 def check_comparable(runs: Iterable[Run]) -> None:
@@ -55,39 +62,41 @@ def check_comparable(runs: Iterable[Run]) -> None:
 
 
 def _baseline(run: Run) -> str:
-    return find_experiment(run.config.experiment).baseline
+    return run_as(find_experiment(run.config.experiment).baseline, run.config.scale)
 
 
 def comparison(runs: Iterable[Run], table: str) -> pd.DataFrame:
-    """A row for each experiment of a table, in the paper's order, with our figures and the paper's, in percent.
+    """A row for each run of each row of a table, in the paper's order, with our figures and the paper's, in percent.
 
     Columns: ``experiment``, ``method``, ``scale``, ``seed``; for each of AP, AP50, AP75, APs, APm, APl ours under its
     name and the paper's under ``paper AP`` and so on; the difference of AP to the baseline's, ours as ``gain`` (same
     data, training, scale and seed) and the paper's as ``paper gain``; for tables with Mask R-CNN ``mask AP`` and
-    ``paper mask AP``. Experiments that were not run have none of ours.
+    ``paper mask AP``. Rows that were not run have none of ours; those that the paper quotes have no gain either. A run
+    stands in every row that is the same model (`augfpn.experiments.scales.run_as`).
     """
     runs = list(runs)
-    of_experiment: dict[str, list[Run]] = {}
-    for run in runs:
-        of_experiment.setdefault(run.config.experiment, []).append(run)
     ap_of = {_conditions(run.config, run.config.experiment): run.metrics["AP"] for run in runs}
     rows = []
-    for experiment in PAPER.values():
-        if experiment.table != table:
+    for printed in PAPER.values():
+        if printed.table != table:
             continue
-        paper = {f"paper {name}": value for name, value in asdict(experiment.published).items()}
-        paper["paper gain"] = round(experiment.published.AP - PAPER[experiment.baseline].published.AP, 1)
-        if experiment.published_masks is not None:
-            paper[f"paper {MASK_AP}"] = experiment.published_masks.AP
-        row = {"experiment": experiment.id, "method": experiment.title, **paper}
-        for run in of_experiment.get(experiment.id, []):
+        paper = {f"paper {name}": value for name, value in asdict(printed.published).items()}
+        if printed.published_masks is not None:
+            paper[f"paper {MASK_AP}"] = printed.published_masks.AP
+        row = {"experiment": printed.id, "method": printed.title, **paper}
+        if not isinstance(printed, Experiment):
+            rows.append(row)
+            continue
+        row["paper gain"] = round(printed.published.AP - EXPERIMENTS[printed.baseline].published.AP, 1)
+        own_runs = runs_of(printed.id, runs)
+        for run in own_runs:
             ours = {name: _percent(run.metrics[name]) for name in FIGURES}
             ours[MASK_AP] = _percent(run.metrics.get("mask_AP"))
             config = run.config
-            baseline, own = ap_of.get(_conditions(config, experiment.baseline)), run.metrics["AP"]
+            baseline, own = ap_of.get(_conditions(config, printed.baseline)), run.metrics["AP"]
             gain = None if baseline is None or own is None else _percent(own - baseline)
             rows.append({**row, "scale": config.scale, "seed": config.seed, **ours, "gain": gain})
-        if experiment.id not in of_experiment:
+        if not own_runs:
             rows.append(row)
     columns = ["experiment", "method", "scale", "seed"]
     names = [*FIGURES, MASK_AP] if any(f"paper {MASK_AP}" in row for row in rows) else FIGURES
@@ -95,9 +104,16 @@ def comparison(runs: Iterable[Run], table: str) -> pd.DataFrame:
     return pd.DataFrame(rows).reindex(columns=[*columns, "gain", "paper gain"])
 
 
+def runs_of(experiment: str, runs: Iterable[Run]) -> list[Run]:
+    """Those of the runs that are of the experiment's model, whichever row they are named after."""
+    return [
+        run for run in runs if run_as(run.config.experiment, run.config.scale) == run_as(experiment, run.config.scale)
+    ]
+
+
 def _conditions(config: RunConfig, experiment: str) -> tuple[str, str, int, DataConfig, TrainingConfig]:
-    """What two runs must share for their difference to be that of their models."""
-    return experiment, config.scale, config.seed, config.data, config.training
+    """The model, and what two runs must share for their difference to be that of their models."""
+    return run_as(experiment, config.scale), config.scale, config.seed, config.data, config.training
 
 
 def _percent(figure: float | None) -> float | None:

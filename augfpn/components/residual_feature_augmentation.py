@@ -5,21 +5,32 @@
 
 The pyramid adds M6 to M5 before its top-down path, and after M5 was copied for Consistent Supervision.
 
+Table 4 puts other poolings and other fusions (`augfpn.components.adaptive_fusion`) in their places: one context of the
+whole image by global average or maximum pooling, or PSPNet's contexts, which have fixed sizes whatever the image.
+
 Departures: the paper writes the pooled scales as (α_1 × S, …) and gives no rounding; as in the release a pooled size is
-``⌊α·h⌋ × ⌊α·w⌋`` and at least 1, and the upsampling is bilinear with aligned corners.
+``⌊α·h⌋ × ⌊α·w⌋`` and at least 1, and the upsampling is bilinear with aligned corners. Of PSPNet's pooling the paper
+says only that its sizes are fixed: they are PSPNet's own, 1, 2, 3 and 6 cells a side.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from augfpn.components.adaptive_fusion import AdaptiveSpatialFusion
+from augfpn.components.adaptive_fusion import FusionName, fusion_of
 from augfpn.initialisation import xavier
 from augfpn.structures import Fusion
+
+# Sides of PSPNet's contexts, in cells.
+PSP_SIZES = (1, 2, 3, 6)
+
+PoolingName = Literal["ra-ap", "gap", "gmp", "psp"]
 
 
 class ResidualFeatureAugmentation(nn.Module):
@@ -28,24 +39,46 @@ class ResidualFeatureAugmentation(nn.Module):
     Args:
         in_channels: channels of C5.
         out_channels: channels of the pyramid.
-        ratios: the α of ratio-invariant adaptive pooling, each in (0, 1].
+        pooling: ratio-invariant adaptive ("ra-ap"), global average ("gap"), global maximum ("gmp") or PSPNet's ("psp").
+        ratios: the α of ratio-invariant adaptive pooling, each in (0, 1]; the others have none.
+        fusion: how the contexts become one, see `augfpn.components.adaptive_fusion`.
     """
 
-    def __init__(self, in_channels: int, out_channels: int, ratios: Sequence[float] = (0.1, 0.2, 0.3)) -> None:
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        pooling: PoolingName = "ra-ap",
+        ratios: Sequence[float] = (0.1, 0.2, 0.3),
+        fusion: FusionName = "asf",
+    ) -> None:
         super().__init__()
-        self.ratios = tuple(ratios)
-        self.convs = nn.ModuleList(xavier(nn.Conv2d(in_channels, out_channels, kernel_size=1)) for _ in self.ratios)
-        self.fusion = AdaptiveSpatialFusion(out_channels, len(self.ratios))
+        self.poolings = _poolings(pooling, ratios)
+        self.convs = nn.ModuleList(xavier(nn.Conv2d(in_channels, out_channels, kernel_size=1)) for _ in self.poolings)
+        self.fusion = fusion_of(fusion, out_channels, len(self.poolings))
 
     def forward(self, c5: Tensor) -> Fusion:
-        """M6 ``(B, out_channels, h, w)`` from ``c5 (B, in_channels, h, w)``, and the weight of each ratio."""
+        """M6 ``(B, out_channels, h, w)`` from ``c5 (B, in_channels, h, w)``, and the weight of each context."""
         size = (c5.shape[-2], c5.shape[-1])
         contexts = [
-            F.interpolate(conv(ratio_invariant_pooling(c5, ratio)), size=size, mode="bilinear", align_corners=True)
-            for ratio, conv in zip(self.ratios, self.convs, strict=True)
+            F.interpolate(conv(pool(c5)), size=size, mode="bilinear", align_corners=True)
+            for pool, conv in zip(self.poolings, self.convs, strict=True)
         ]
         fusion: Fusion = self.fusion(torch.stack(contexts, dim=1))
         return fusion
+
+
+def _poolings(name: PoolingName, ratios: Sequence[float]) -> tuple[Callable[[Tensor], Tensor], ...]:
+    """One for each context."""
+    match name:
+        case "ra-ap":
+            return tuple(partial(ratio_invariant_pooling, ratio=ratio) for ratio in ratios)
+        case "gap":
+            return (partial(F.adaptive_avg_pool2d, output_size=1),)
+        case "gmp":
+            return (partial(F.adaptive_max_pool2d, output_size=1),)
+        case "psp":
+            return tuple(partial(F.adaptive_avg_pool2d, output_size=size) for size in PSP_SIZES)
 
 
 def ratio_invariant_pooling(feature: Tensor, ratio: float) -> Tensor:

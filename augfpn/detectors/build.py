@@ -15,7 +15,8 @@ from augfpn.detectors.one_stage import OneStageDetector
 from augfpn.detectors.preprocessing import Preprocessing
 from augfpn.errors import UserError
 from augfpn.experiments.config import AnyDetectorConfig, DetectorConfig, FasterRCNNConfig, FCOSConfig, RetinaNetConfig
-from augfpn.experiments.paper import find_experiment, from_scratch
+from augfpn.experiments.paper import find_experiment
+from augfpn.experiments.variants import from_scratch
 from augfpn.heads.box import BoxHead
 from augfpn.heads.dense import Selection
 from augfpn.heads.fcos import FCOSHead, FCOSRules
@@ -162,7 +163,7 @@ def _augmentation(config: DetectorConfig, backbone: Backbone) -> ResidualFeature
     augmentation = config.residual_feature_augmentation
     if augmentation is None:
         return None
-    return ResidualFeatureAugmentation(backbone.channels[-1], config.channels, augmentation.ratios)
+    return ResidualFeatureAugmentation(backbone.channels[-1], config.channels, **vars(augmentation))
 
 
 def _anchors(config: AnyDetectorConfig) -> AnchorGenerator:
@@ -205,7 +206,7 @@ def _proposal_rules(config: FasterRCNNConfig) -> ProposalRules:
 def _roi_pooling(config: FasterRCNNConfig, output_size: int = 7) -> SingleLevelPooling | SoftRoISelection:
     if config.soft_roi_selection is None:
         return SingleLevelPooling(output_size, config.finest_side)
-    return SoftRoISelection(config.channels, output_size)
+    return SoftRoISelection(config.channels, output_size, config.soft_roi_selection.fusion)
 
 
 def _supervision(

@@ -22,7 +22,7 @@ from augfpn.experiments.config import (
     MaskConfig,
     RetinaNetConfig,
 )
-from augfpn.experiments.paper import from_scratch, with_augfpn
+from augfpn.experiments.variants import from_scratch, with_augfpn
 
 Neck = Literal["fpn", "augfpn"]
 

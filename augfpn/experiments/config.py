@@ -53,20 +53,34 @@ class ConsistentSupervisionConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class ResidualFeatureAugmentationConfig:
-    """Section 3.2. ``ratios``: the α of ratio-invariant adaptive pooling."""
+    """Section 3.2, and what Table 4 puts in its places.
 
+    ``pooling``: ratio-invariant adaptive average pooling ("ra-ap"), global average or maximum pooling ("gap", "gmp"),
+    or PSPNet's ("psp"). ``ratios``: the α of "ra-ap"; the others have none. ``fusion``: by Adaptive Spatial Fusion
+    ("asf"), by a sum, or by PSPNet's convolution ("psp").
+    """
+
+    pooling: Literal["ra-ap", "gap", "gmp", "psp"] = "ra-ap"
     ratios: tuple[float, ...] = (0.1, 0.2, 0.3)
+    fusion: Literal["asf", "sum", "psp"] = "asf"
 
     def __post_init__(self) -> None:
+        require_choices(self)
         require(
-            len(self.ratios) > 0 and all(0 < ratio <= 1 for ratio in self.ratios),
-            f"pooling ratios must lie in (0, 1] and there must be at least one, not {self.ratios}",
+            all(0 < ratio <= 1 for ratio in self.ratios) and (len(self.ratios) > 0) == (self.pooling == "ra-ap"),
+            "pooling ratios must lie in (0, 1]; 'ra-ap' needs at least one, other poolings have none: "
+            f"not {self.ratios} for {self.pooling!r}",
         )
 
 
 @dataclass(frozen=True, kw_only=True)
 class SoftRoISelectionConfig:
-    """Section 3.3."""
+    """Section 3.3. ``fusion``: Adaptive Spatial or Channel Fusion ("asf", "acf"), the sum or the maximum (Table 5)."""
+
+    fusion: Literal["asf", "acf", "sum", "max"] = "asf"
+
+    def __post_init__(self) -> None:
+        require_choices(self)
 
 
 @dataclass(frozen=True, kw_only=True)

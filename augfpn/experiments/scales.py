@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import Literal
 
@@ -30,14 +31,17 @@ from augfpn.experiments.config import (
     SyntheticConfig,
     TrainingConfig,
 )
-from augfpn.experiments.paper import find_experiment, from_scratch, unknown
+from augfpn.experiments.paper import EXPERIMENTS, find_experiment, unknown
+from augfpn.experiments.rows import Experiment
+from augfpn.experiments.variants import from_scratch
 
 
 @dataclass(frozen=True, kw_only=True)
 class Scale:
     """``model`` turns an experiment's model into the one that is run; ``data`` is without a root.
 
-    ``training``: None for the experiment's own. ``one_stage_training``: where one-stage detectors need another.
+    ``training``: of experiments with the 1x schedule; None for the experiment's own. ``one_stage_training``: where
+    one-stage detectors need another.
     """
 
     name: str
@@ -46,9 +50,28 @@ class Scale:
     training: TrainingConfig | None
     one_stage_training: TrainingConfig | None = None
 
-    def training_of(self, model: AnyDetectorConfig) -> TrainingConfig | None:
-        is_one_stage = not isinstance(model, FasterRCNNConfig)
-        return self.one_stage_training or self.training if is_one_stage else self.training
+    def training_of(self, experiment: Experiment) -> TrainingConfig:
+        is_one_stage = not isinstance(experiment.model, FasterRCNNConfig)
+        own = self.one_stage_training or self.training if is_one_stage else self.training
+        if own is None:
+            return experiment.training
+        assert own.steps is not None
+        assert experiment.training.epochs is not None
+        # 1x and 2x of Table 1 stay a factor of two.
+        return replace(own, steps=own.steps * experiment.training.epochs // _EPOCHS_1X)
+
+
+_EPOCHS_1X = 12
+
+# What stands for the paper's backbones where images are small: as much deeper or lighter than one another as can be had
+# in minutes. There is one ResNeXt for both.
+_SMALL_BACKBONES = {
+    "resnet50": "resnet10t",
+    "resnet101": "resnet14t",
+    "resnext101_32x4d": "resnext26ts",
+    "resnext101_64x4d": "resnext26ts",
+    "mobilenetv2_100": "mobilenetv2_050",
+}
 
 
 def _small(
@@ -59,7 +82,9 @@ def _small(
     def shrink(model: AnyDetectorConfig) -> AnyDetectorConfig:
         small = replace(
             model,
-            backbone=BackboneConfig(name="resnet10t", weights=None, frozen_stages=0, frozen_batch_norm=False),
+            backbone=BackboneConfig(
+                name=_SMALL_BACKBONES[model.backbone.name], weights=None, frozen_stages=0, frozen_batch_norm=False
+            ),
             channels=channels,
             box=BoxConfig(width=width, num_sampled=num_sampled),
             # So small an image has few anchors that do not leave it.
@@ -154,9 +179,32 @@ SCALES: dict[str, Scale] = {
 }
 
 
+def run_as(experiment: str, scale: str) -> str:
+    """The id under which an experiment is run at a scale: that of the first row with the same model and training.
+
+    Tables 2 to 5 share their baseline and more; at small scales rows of Table 1 may come to the same, too. Table 1 is
+    the last to give its id, so that ablations are named after ablations.
+
+    >>> run_as("table3/all_level_0.25", "micro"), run_as("table1/faster_rcnn_r50_augfpn_1x", "paper")
+    ('table2/cs', 'table2/cs+rfa+srs')
+    """
+    if scale not in SCALES:
+        raise UserError(unknown("scale", scale, SCALES))
+    wanted = _at_scale(find_experiment(experiment).id, scale)
+    rows = sorted(EXPERIMENTS.values(), key=lambda row: row.table == "table1")
+    return next(row.id for row in rows if _at_scale(row.id, scale) == wanted)
+
+
+@cache
+def _at_scale(experiment: str, scale: str) -> tuple[AnyDetectorConfig, TrainingConfig]:
+    """What is run: the model and the training."""
+    described = EXPERIMENTS[experiment]
+    return SCALES[scale].model(described.model), SCALES[scale].training_of(described)
+
+
 def default_run_path(experiment: str, scale: str, seed: int) -> Path:
     """Where a run is kept unless another place is named."""
-    return Path("runs") / scale / experiment / f"seed{seed}"
+    return Path("runs") / scale / run_as(experiment, scale) / f"seed{seed}"
 
 
 def plan(
@@ -176,7 +224,8 @@ def plan(
     """The whole description of a run of an experiment at a scale.
 
     Args:
-        experiment: an id such as ``table2/cs+rfa+srs``.
+        experiment: an id such as ``table2/cs+rfa+srs``. The run is named after the first row that is the same
+            (`run_as`).
         scale: smoke, micro, mini or paper.
         seed: of the weights, the order of the images, their augmentation, and the sampling of RoIs.
         data: a folder in COCO's layout in the place of the synthetic data; the ``paper`` scale needs one.
@@ -202,10 +251,9 @@ def plan(
         )
     if overfit is not None:
         data_config = replace(data_config, flip_probability=0.0)
-    described = find_experiment(experiment)
-    model = chosen.model(described.model)
+    name = run_as(experiment, scale)
+    model, training = _at_scale(name, scale)
     data_config = replace(data_config, masks=model.needs_masks)
-    training = chosen.training_of(model) or described.training
     if steps is not None:
         training = replace(training, steps=steps, epochs=None)
     if batch_size is not None:
@@ -219,7 +267,7 @@ def plan(
     if backbone_style is not None:
         model = replace(model, backbone=replace(model.backbone, style=backbone_style))
     return RunConfig(
-        experiment=experiment,
+        experiment=name,
         scale=scale,
         seed=seed,
         model=model,
