@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from json import dumps
 from pathlib import Path
-from typing import Annotated, Literal, Optional
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Optional
 
 import typer
 
@@ -15,6 +15,9 @@ from augfpn.experiments.config import differences
 from augfpn.experiments.listing import Result, as_text, entries
 from augfpn.experiments.paper import TABLES, unknown
 from augfpn.experiments.scales import default_run_path
+
+if TYPE_CHECKING:
+    import torch
 
 # Commands import what they need when they run: `augfpn --help` should not wait for torch.
 
@@ -219,6 +222,69 @@ def cost(
         print(write_json(json, {id: ours.to_dict() for id, ours in costs.items()}, indent=1))
 
 
+JsonFile = Annotated[Optional[Path], typer.Option("--json", help="A file for all numbers, with their provenance.")]  # noqa: UP045
+
+
+@app.command()
+def figure4(
+    run: Path,
+    images: Annotated[Optional[int], typer.Option(help="Only the first so many validation images.")] = None,  # noqa: UP045
+    file: JsonFile = None,
+    device: Device = None,
+) -> None:
+    """Figure 4: how much of the RoIs of each level Soft RoI Selection takes from every level."""
+    from augfpn.analysis.level_ratios import as_text, level_ratios_of_run
+    from augfpn.engine import Run
+
+    opened, used = Run.open(run), _device(device)
+    ratios = level_ratios_of_run(opened, used, num_images=images)
+    print(as_text(ratios))
+    _write(file, {"run": str(run), "experiment": opened.config.experiment, **ratios.to_dict()}, used)
+
+
+@app.command("semantic-gap")
+def semantic_gap(
+    runs: Annotated[list[Path], typer.Argument(help="Trained runs.")],
+    along: Annotated[bool, typer.Option(help="Also for every checkpoint (`train --keep-checkpoints`).")] = False,
+    images: Annotated[Optional[int], typer.Option(help="Only so many validation and training images.")] = None,  # noqa: UP045
+    file: JsonFile = None,
+    device: Device = None,
+) -> None:
+    """Measures how far apart the levels are before they are fused: means over all pairs of levels."""
+    from augfpn.analysis.semantic_gap import HEADING, as_line, semantic_gaps
+    from augfpn.engine import Run
+
+    used, entries = _device(device), []
+    print(HEADING)
+    for run in map(Run.open, runs):
+        for step in [*(run.checkpoint_steps if along else ()), None]:
+            for gap in semantic_gaps(run, used, step=step, num_images=images).values():
+                print(as_line(run, step, gap), flush=True)
+                config = run.config
+                entry = {"run": str(run.path), "experiment": config.experiment, "seed": config.seed, "step": step}
+                entries.append(entry | gap.to_dict())
+    _write(file, {"gaps": entries}, used)
+
+
+@app.command()
+def runtime(
+    runs: Annotated[list[Path], typer.Argument(help="Trained runs of one scale and data, the baseline among them.")],
+    rounds: Annotated[int, typer.Option(help="How often every run has its turn.")] = 5,
+    steps: Annotated[int, typer.Option(help="Training steps of a turn.")] = 10,
+    images: Annotated[int, typer.Option(help="Validation images of a turn.")] = 25,
+    file: JsonFile = None,
+    device: Device = None,
+) -> None:
+    """Section 4.5: seconds of training an epoch and images a second, of runs in turns, with ratios to the baseline."""
+    from augfpn.analysis.runtime import as_text, measure_runtimes, to_dict
+    from augfpn.engine import Run
+
+    opened, used = [Run.open(run) for run in runs], _device(device)
+    measured = to_dict(opened, measure_runtimes(opened, used, rounds=rounds, steps=steps, images=images))
+    print(as_text(measured))
+    _write(file, measured, used)
+
+
 @data_app.command()
 def synthetic(
     out: Annotated[Path, typer.Option(help="The folder to make.")],
@@ -239,6 +305,15 @@ def synthetic(
         dataset = open_dataset(config, split)
         assert isinstance(dataset, SyntheticDataset)
         print(dataset.write(out, split))
+
+
+def _write(file: Path | None, content: dict[str, Any], device: torch.device) -> None:
+    """Writes what was measured, with where and with what, if there is a file for it."""
+    from augfpn.engine.runs import provenance
+    from augfpn.files import write_json
+
+    if file is not None:
+        print(write_json(file, {**content, "provenance": provenance(device)}, indent=1))
 
 
 def _results(folders: list[Path] | None) -> list[Result]:

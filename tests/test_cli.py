@@ -167,3 +167,23 @@ def test_a_run_is_listed_in_every_row_that_is_its_model(run, tmp_path):
     done = augfpn("list", "--runs", broken, "--runs", run.parent, cwd=tmp_path)
     assert f"warning: {broken} is left out" in done.stderr
     assert "smoke" in done.stdout
+
+
+def test_what_a_run_is_asked_is_printed_and_written_with_its_provenance(run, tmp_path):
+    for command, expected in (
+        ("figure4", "P5 ("),
+        ("semantic-gap", "auxiliary head"),
+        ("runtime", "table2/cs+rfa+srs"),
+    ):
+        few = ["--rounds", 1, "--steps", 1, "--images", 2] if command == "runtime" else ["--images", 2]
+        done = augfpn(command, run, *few, "--json", tmp_path / f"{command}.json")
+        assert done.returncode == 0, done.stderr
+        assert expected in done.stdout
+        content = json.loads((tmp_path / f"{command}.json").read_text())
+        assert content["provenance"]["command"].startswith(f"augfpn {command} ")
+    gaps = json.loads((tmp_path / "semantic-gap.json").read_text())["gaps"]
+    assert [gap["classifier"] for gap in gaps] == ["probe", "auxiliary head"]
+    assert len(gaps[0]["cka"]) == 4
+    done = augfpn("figure4", tmp_path)
+    assert done.returncode != 0
+    assert "is not a run" in done.stderr

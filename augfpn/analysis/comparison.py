@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -11,7 +11,7 @@ import pandas as pd
 from augfpn.engine.runs import Run
 from augfpn.errors import UserError
 from augfpn.experiments.config import DataConfig, RunConfig, TrainingConfig, differences
-from augfpn.experiments.paper import EXPERIMENTS, PAPER, find_experiment
+from augfpn.experiments.paper import EXPERIMENTS, PAPER, TABLES, find_experiment
 from augfpn.experiments.rows import Experiment, Published
 from augfpn.experiments.scales import run_as
 
@@ -43,7 +43,7 @@ def check_comparable(runs: Iterable[Run]) -> None:
     """A UserError unless all runs are of one scale and the same data, and of the same training as their baseline's."""
     first_of: dict[str, Run] = {}
     for run in runs:
-        overall, of_baseline = first_of.setdefault("", run), first_of.setdefault(_baseline(run), run)
+        overall, of_baseline = first_of.setdefault("", run), first_of.setdefault(find_baseline(run), run)
         for first, training in ((overall, overall.config.training), (of_baseline, run.config.training)):
             same = replace(
                 run.config,
@@ -61,7 +61,8 @@ def check_comparable(runs: Iterable[Run]) -> None:
                 )
 
 
-def _baseline(run: Run) -> str:
+def find_baseline(run: Run) -> str:
+    """The id under which the baseline of the run's row is run at its scale."""
     return run_as(find_experiment(run.config.experiment).baseline, run.config.scale)
 
 
@@ -102,6 +103,17 @@ def comparison(runs: Iterable[Run], table: str) -> pd.DataFrame:
     names = [*FIGURES, MASK_AP] if any(f"paper {MASK_AP}" in row for row in rows) else FIGURES
     columns += [column for name in names for column in (name, f"paper {name}")]
     return pd.DataFrame(rows).reindex(columns=[*columns, "gain", "paper gain"])
+
+
+def tables_with(runs: Sequence[Run]) -> list[str]:
+    """The table of the paper in which every run has a row; or, where there is none, every table that a run is named
+    after."""
+    named = [find_experiment(run.config.experiment).table for run in runs]
+    for table in [*named, *TABLES]:
+        rows = [row.id for row in EXPERIMENTS.values() if row.table == table]
+        if all(any(runs_of(row, [run]) for row in rows) for run in runs):
+            return [table]
+    return list(dict.fromkeys(named))
 
 
 def runs_of(experiment: str, runs: Iterable[Run]) -> list[Run]:

@@ -11,16 +11,22 @@ The weights are sigmoids and need not sum to one; `LevelRatios.shares` divides t
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from augfpn.data.loading import Batch
+from augfpn.data.dataset import SelectedImages
+from augfpn.data.loading import Batch, evaluation_batches, open_dataset
 from augfpn.detectors.detector import Detector
 from augfpn.detectors.faster_rcnn import FasterRCNN
+from augfpn.engine.runs import Run
 from augfpn.errors import UserError
 from augfpn.ops.level_assignment import NUM_ROI_LEVELS, assigned_levels
+
+LEVELS = ("P2", "P3", "P4", "P5")
+_BATCH_SIZE = 8
 
 
 @dataclass(frozen=True)
@@ -38,6 +44,21 @@ class LevelRatios:
         """The means over their sum in each row."""
         return self.means / self.means.sum(dim=1, keepdim=True).clamp(min=torch.finfo(self.means.dtype).tiny)
 
+    def to_dict(self) -> dict[str, Any]:
+        """All of it, as JSON can have it."""
+        content = {"shares": self.shares, "means": self.means, "counts": self.counts}
+        return {"levels": list(LEVELS), **{name: values.tolist() for name, values in content.items()}}
+
+
+def as_text(ratios: LevelRatios) -> str:
+    """A line for the RoIs of each level, with the share of every level and, in brackets, its mean weight."""
+    lines = ["Share of the weight (and mean weight) that RoIs of a level take from", " " * 18]
+    lines[1] += "".join(f"{level:>14}" for level in LEVELS)
+    for level, shares, means, count in zip(LEVELS, ratios.shares, ratios.means, ratios.counts.tolist(), strict=True):
+        cells = (f"{share:.2f} ({mean:.2f})" for share, mean in zip(shares.tolist(), means.tolist(), strict=True))
+        lines.append(f"{level} ({count:,} RoIs)".ljust(18) + "".join(f"{cell:>14}" for cell in cells))
+    return "\n".join(lines)
+
 
 def mean_weights_by_level(weights: Tensor, levels: Tensor) -> LevelRatios:
     """The ratios of ``weights (N, 4, S, S)`` of RoIs that are assigned to ``levels (N)``."""
@@ -45,6 +66,15 @@ def mean_weights_by_level(weights: Tensor, levels: Tensor) -> LevelRatios:
     counts = member.sum(dim=0)
     sums = member.T @ weights.mean(dim=(2, 3)).to(torch.float64)
     return LevelRatios(sums / counts[:, None].clamp(min=1), counts)
+
+
+def level_ratios_of_run(run: Run, device: torch.device, *, num_images: int | None = None) -> LevelRatios:
+    """The ratios over a run's validation images, or the first ``num_images`` of them."""
+    config = replace(run.config.data, masks=False)
+    dataset = open_dataset(config, "val")
+    if num_images is not None:
+        dataset = SelectedImages(dataset, range(min(num_images, len(dataset))))
+    return level_ratios(run.load_model(device), evaluation_batches(dataset, config, batch_size=_BATCH_SIZE), device)
 
 
 @torch.no_grad()

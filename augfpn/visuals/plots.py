@@ -11,12 +11,11 @@ import seaborn as sns
 from matplotlib.figure import Figure as MatplotlibFigure
 from torch import Tensor
 
-from augfpn.analysis.level_ratios import LevelRatios
+from augfpn.analysis.level_ratios import LEVELS, LevelRatios
 from augfpn.engine.runs import Run
 from augfpn.experiments.paper import find_experiment
 from augfpn.visuals.drawing import draw_detections
 
-LEVELS = ("P2", "P3", "P4", "P5")
 # Columns of metrics.jsonl that are not the loss of one component.
 _NO_LOSS = {"step", "epoch", "seconds", "learning_rate", "gradient_norm", "loss"}
 

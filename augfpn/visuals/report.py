@@ -13,12 +13,11 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from augfpn.analysis.comparison import check_comparable, comparison
-from augfpn.analysis.level_ratios import level_ratios
-from augfpn.data.loading import evaluation_batches, open_dataset
+from augfpn.analysis.comparison import check_comparable, comparison, tables_with
+from augfpn.analysis.level_ratios import level_ratios_of_run
 from augfpn.engine.runs import Run
 from augfpn.errors import UserError
-from augfpn.experiments.paper import find_experiment
+from augfpn.experiments.paper import TABLES
 from augfpn.files import write_text
 from augfpn.visuals import plots
 from augfpn.visuals.plots import name_of
@@ -41,7 +40,7 @@ def write_report(runs: list[Run], out: Path, device: torch.device) -> Path:
     check_comparable(runs)
     if len({name_of(run) for run in runs}) < len(runs):
         raise UserError("Two of these runs are the same experiment with the same seed; name one of them.")
-    table = comparison(runs, find_experiment(runs[0].config.experiment).table)
+    tables = {TABLES[table].title: _table_html(comparison(runs, table)) for table in tables_with(runs)}
     samples = sample_images(runs[0], SHOWN)
     columns: dict[str, Sequence[dict[str, Tensor]]] = {"ground truth": samples.ground_truth}
     columns |= {name_of(run): sample_detections(run, samples, device) for run in runs}
@@ -56,9 +55,7 @@ def write_report(runs: list[Run], out: Path, device: torch.device) -> Path:
     }
     fused = next((run for run in runs if getattr(run.config.model, "soft_roi_selection", None) is not None), None)
     if fused is not None:
-        dataset = open_dataset(fused.config.data, "val")
-        batches = evaluation_batches(dataset, fused.config.data, batch_size=8)
-        ratios = level_ratios(fused.load_model(device), batches, device)
+        ratios = level_ratios_of_run(fused, device)
         figures["ratios"] = (plots.level_ratio_bars(ratios), "Share of each level in the RoIs of each level")
         rois = sample_fusion(fused, samples, device)
         if rois.crops:
@@ -70,7 +67,7 @@ def write_report(runs: list[Run], out: Path, device: torch.device) -> Path:
         runs=runs,
         names=[name_of(run) for run in runs],
         scale=runs[0].config.scale,
-        table=_table_html(table),
+        tables=tables,
         pictures={name: _picture(figure, description) for name, (figure, description) in figures.items()},
     )
     return write_text(out, page)

@@ -1,6 +1,6 @@
 import pytest
 
-from augfpn.analysis.comparison import FIGURES, comparison, find_runs
+from augfpn.analysis.comparison import FIGURES, comparison, find_runs, tables_with
 from augfpn.engine import Run
 from augfpn.errors import UserError
 from augfpn.experiments import plan
@@ -60,3 +60,35 @@ def test_tables_with_masks_have_their_ap(tmp_path):
 def test_a_folder_without_runs_is_refused(tmp_path):
     with pytest.raises(UserError, match="no evaluated run of scale 'micro'"):
         find_runs(tmp_path, "micro")
+
+
+def test_a_run_stands_in_every_table_that_has_its_model_with_its_gain(tmp_path):
+    made_up_run(tmp_path / "a", "table2/baseline", 0.30)
+    run = made_up_run(tmp_path / "b", "table5/srs_asf", 0.33)
+    assert run.config.experiment == "table2/srs"
+    runs = find_runs(tmp_path)
+    for table, experiment, paper_gain in (("table2", "table2/srs", 0.8), ("table5", "table5/srs_asf", 0.8)):
+        row = comparison(runs, table).set_index("experiment").loc[experiment]
+        assert row[["AP", "gain", "paper gain"]].tolist() == [33, 3, paper_gain]
+    table_1 = comparison(runs, "table1").set_index("experiment")
+    assert len(table_1) == 33
+    assert table_1.loc["table1/faster_rcnn_r50_fpn_1x", "AP"] == 30
+    # Rows that the paper quotes have its figures only.
+    assert table_1.loc["table1/quoted_yolov2", "paper AP"] == 21.6
+    assert table_1.loc["table1/quoted_yolov2", ["AP", "gain", "paper gain"]].isna().all()
+
+
+def test_the_tables_of_runs_are_one_if_it_has_them_all(tmp_path):
+    ids = (
+        "table2/baseline",
+        "table2/cs",
+        "table4/sum_gap",
+        "table1/fcos_r50_fpn_1x",
+        "table1/faster_rcnn_r50_augfpn_1x",
+    )
+    baseline, cs, gap, fcos, full = (made_up_run(tmp_path / str(n), id, 0.3) for n, id in enumerate(ids))
+    assert tables_with([baseline, cs]) == ["table2"]
+    assert tables_with([cs]) == ["table2"]
+    assert tables_with([baseline, gap]) == ["table4"]
+    assert tables_with([baseline, full, fcos]) == ["table1"]
+    assert tables_with([cs, gap]) == ["table2", "table4"]

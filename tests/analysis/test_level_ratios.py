@@ -1,8 +1,9 @@
 import pytest
 import torch
 
-from augfpn.analysis.level_ratios import level_ratios, mean_weights_by_level
+from augfpn.analysis.level_ratios import LevelRatios, as_text, level_ratios, level_ratios_of_run, mean_weights_by_level
 from augfpn.data import evaluation_batches, open_dataset
+from augfpn.engine import train
 from augfpn.experiments import plan
 
 
@@ -41,3 +42,37 @@ def test_without_soft_roi_selection_every_roi_takes_all_from_its_own_level(small
     ratios = level_ratios(small_model("table2/baseline"), batches, torch.device("cpu"))
     present = ratios.counts > 0
     assert torch.equal(ratios.means[present], torch.eye(4, dtype=torch.float64)[present])
+
+
+def test_ratios_as_text_and_as_json_and_of_a_run(tmp_path):
+    ratios = LevelRatios(torch.tensor([[0.5, 0.25, 0.25, 0.0]] * 4), torch.tensor([1234, 1, 0, 0]))
+    lines = as_text(ratios).splitlines()
+    assert lines[2].split() == [
+        "P2",
+        "(1,234",
+        "RoIs)",
+        "0.50",
+        "(0.50)",
+        "0.25",
+        "(0.25)",
+        "0.25",
+        "(0.25)",
+        "0.00",
+        "(0.00)",
+    ]
+    assert ratios.to_dict()["counts"] == [1234, 1, 0, 0]
+    run = train(plan("table2/srs", "smoke"), tmp_path / "run", device=torch.device("cpu"))
+    whole = level_ratios_of_run(run, torch.device("cpu"))
+    part = level_ratios_of_run(run, torch.device("cpu"), num_images=1)
+    assert 0 < part.counts.sum() < whole.counts.sum()
+
+
+@pytest.mark.parametrize(("fusion", "least", "most"), [("sum", 1, 1), ("max", 0, 1), ("acf", 0, 1)])
+def test_other_fusions_have_ratios_too(small_model, fusion, least, most):
+    config = plan(f"table5/srs_{fusion}", "smoke").data
+    batches = evaluation_batches(open_dataset(config, "val"), config, batch_size=4)
+    ratios = level_ratios(small_model(f"table5/srs_{fusion}"), batches, torch.device("cpu"))
+    means = ratios.means[ratios.counts > 0]
+    assert ((means >= least) & (means <= most)).all()
+    if fusion == "max":
+        assert means.sum(dim=1).tolist() == pytest.approx([1] * len(means))

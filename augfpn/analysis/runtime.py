@@ -1,0 +1,213 @@
+"""How long models take to train and to detect (Section 4.5), measured side by side.
+
+The paper gives hours of training an epoch and images a second at inference, "including the time of data loading,
+network forwarding, and post-processing". The same is measured here for runs of one scale and data set. Other work on a
+machine comes and goes, so the models take turns, a block of steps each, in every round; figures are medians of the
+rounds, and ratios are of blocks of the same round.
+
+- **Training**: steps of the run's own training, from its trained weights: loading, losses, gradients, optimizer. An
+  epoch is computed from them.
+- **Inference**: validation images one by one (the release tests so), from the data set to results in COCO's format.
+
+Blocks begin with steps or images that are not timed, for what happens only once. Where images are loaded by worker
+processes, each block starts its own; up to two batches a worker are ready when its clock starts.
+"""
+
+from __future__ import annotations
+
+import itertools
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import torch
+
+from augfpn.analysis.comparison import check_comparable, find_baseline
+from augfpn.data.dataset import DetectionDataset, SelectedImages
+from augfpn.data.loading import evaluation_batches, open_dataset, training_batches
+from augfpn.detectors.detector import Detector
+from augfpn.engine.evaluate import coco_results
+from augfpn.engine.runs import Run
+from augfpn.engine.train import build_optimizer, training_step
+from augfpn.errors import UserError
+from augfpn.experiments.paper import SECTION_4_5
+from augfpn.experiments.scales import run_as
+
+_WARMUP_STEPS = 2
+_WARMUP_IMAGES = 3
+
+
+@dataclass(frozen=True, kw_only=True)
+class Runtime:
+    """Of one run. ``training`` and ``inference``: seconds an image in each round.
+
+    ``num_images``: in the training set, and so in an epoch.
+    """
+
+    training: tuple[float, ...]
+    inference: tuple[float, ...]
+    num_images: int
+
+    @property
+    def epoch_seconds(self) -> float:
+        return statistics.median(self.training) * self.num_images
+
+    @property
+    def images_per_second(self) -> float:
+        return 1 / statistics.median(self.inference)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ratio:
+    """A model's time over its baseline's: the median, the least and the largest of the rounds."""
+
+    median: float
+    least: float
+    largest: float
+
+    @staticmethod
+    def of(times: Sequence[float], baseline: Sequence[float]) -> Ratio:
+        ratios = [one / other for one, other in zip(times, baseline, strict=True)]
+        return Ratio(median=statistics.median(ratios), least=min(ratios), largest=max(ratios))
+
+
+def measure_runtimes(
+    runs: Sequence[Run], device: torch.device, *, rounds: int = 5, steps: int = 10, images: int = 25
+) -> list[Runtime]:
+    """The runtimes of trained runs of one scale and data, measured in turns. The runs stay as they are.
+
+    Args:
+        rounds: how often every run has its turn.
+        steps: timed training steps of a turn.
+        images: timed validation images of a turn; all if there are fewer.
+    """
+    check_comparable(runs)
+    if len({run.config.experiment for run in runs}) < len(runs):
+        raise UserError("Two of these runs are of the same experiment; name each experiment once.")
+    if min(rounds, steps, images) < 1:
+        raise UserError(f"There must be a round, a step and an image at least, not {rounds}, {steps} and {images}.")
+    measured = [_Measured(run, device) for run in runs]
+    for number in range(rounds):
+        for one in measured:
+            one.time_training(steps, first_step=number * (steps + _WARMUP_STEPS))
+        for one in measured:
+            one.time_inference(images)
+    return [
+        Runtime(training=tuple(one.training), inference=tuple(one.inference), num_images=len(one.train))
+        for one in measured
+    ]
+
+
+def to_dict(runs: Sequence[Run], runtimes: Sequence[Runtime]) -> dict[str, Any]:
+    """All of it, with ratios to each run's baseline and the paper's figures, as JSON can have it.
+
+    ``training`` and ``inference`` are seconds an image. The paper's hours are for 115,000 images of COCO on eight GPUs.
+    """
+    of_run = {run.config.experiment: runtime for run, runtime in zip(runs, runtimes, strict=True)}
+    content: dict[str, Any] = {}
+    for run, runtime in zip(runs, runtimes, strict=True):
+        entry: dict[str, Any] = {
+            "run": str(run.path),
+            "epoch_seconds": runtime.epoch_seconds,
+            "images_per_second": runtime.images_per_second,
+            **asdict(runtime),
+        }
+        baseline_id = find_baseline(run)
+        baseline = of_run.get(baseline_id)
+        if baseline is not None and baseline is not runtime:
+            entry["training_time_ratio"] = asdict(Ratio.of(runtime.training, baseline.training))
+            entry["inference_time_ratio"] = asdict(Ratio.of(runtime.inference, baseline.inference))
+        if (paper := SECTION_4_5.get(run_as(run.config.experiment, "paper"))) is not None:
+            entry["paper"] = asdict(paper)
+        content[run.config.experiment] = entry
+    return {"scale": runs[0].config.scale, "runs": content}
+
+
+def as_text(measured: dict[str, Any]) -> str:
+    """What `to_dict` gives, a line a run."""
+    lines = [
+        "Over the baseline's: median of the rounds (least–largest). The paper's is with ResNet-50 on Tesla V100.",
+        f"{'':36}{'s an epoch':>12}{'images/s':>10}   {'training time':22}{'inference time':22}paper: h, images/s",
+    ]
+    for id, entry in measured["runs"].items():
+        line = f"{id:36}{entry['epoch_seconds']:12.1f}{entry['images_per_second']:10.2f}   "
+        for name in ("training_time_ratio", "inference_time_ratio"):
+            ratio = entry.get(name)
+            text = "" if ratio is None else f"× {ratio['median']:.2f} ({ratio['least']:.2f}–{ratio['largest']:.2f})"
+            line += f"{text:22}"
+        if (paper := entry.get("paper")) is not None:
+            line += f"{paper['hours_per_epoch']}, {paper['images_per_second']}"
+        lines.append(line.rstrip())
+    return "\n".join(lines)
+
+
+class _Measured:
+    """A run's model and data, and the seconds an image of each of its turns."""
+
+    def __init__(self, run: Run, device: torch.device) -> None:
+        self.run, self.device = run, device
+        self.config = run.config
+        self.model: Detector = run.load_model(device)
+        self.optimizer = build_optimizer(self.model, self.config.training)
+        self.train: DetectionDataset = open_dataset(self.config.data, "train")
+        self.val = open_dataset(replace(self.config.data, masks=False), "val")
+        self.training: list[float] = []
+        self.inference: list[float] = []
+
+    def time_training(self, steps: int, first_step: int) -> None:
+        training = self.config.training
+        batches = training_batches(
+            self.train,
+            self.config.data,
+            seed=self.config.seed,
+            batch_size=training.batch_size,
+            first_step=first_step,
+            num_steps=first_step + _WARMUP_STEPS + steps,
+            num_workers=training.num_workers,
+        )
+        # A rate at which nothing is learnt any more, as at the end of the training that the weights come from.
+        rate = training.scaled_learning_rate * 1e-3
+        self.model.train()
+
+        def step() -> None:
+            training_step(self.model, self.optimizer, next(batches).to(self.device), rate, training.clip_norm)
+
+        seconds = self._time(step, _WARMUP_STEPS, steps)
+        self.training.append(seconds / (steps * training.batch_size))
+
+    def time_inference(self, images: int) -> None:
+        num = min(images, len(self.val))
+        # More than there are, if there are few: the first ones twice.
+        chosen = list(itertools.islice(itertools.cycle(range(len(self.val))), num + _WARMUP_IMAGES))
+        batches = evaluation_batches(
+            SelectedImages(self.val, chosen),
+            self.config.data,
+            batch_size=1,
+            num_workers=self.config.training.num_workers,
+        )
+        categories = self.run.categories
+        self.model.eval()
+
+        def detect() -> None:
+            batch = next(batches)
+            detections = self.model.detect(batch.images.to(self.device))
+            for of_image in detections.per_image(batch.images.sizes, batch.original_sizes):
+                coco_results(batch.image_ids[0], of_image, categories)
+
+        self.inference.append(self._time(detect, _WARMUP_IMAGES, num) / num)
+
+    def _time(self, do: Callable[[], None], warmup: int, times: int) -> float:
+        for _ in range(warmup):
+            do()
+        self._wait()
+        started = time.perf_counter()
+        for _ in range(times):
+            do()
+        self._wait()
+        return time.perf_counter() - started
+
+    def _wait(self) -> None:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)

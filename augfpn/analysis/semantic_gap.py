@@ -1,0 +1,230 @@
+"""The semantic gap between the levels before they are fused, which Consistent Supervision is to narrow (Section 3.1).
+
+The paper argues from this gap and never measures it. Here the same objects are looked at in every lateral M2…M5 (M3…M5
+of one-stage detectors), and the levels are compared with one another, pair by pair:
+
+- **linear CKA** (Kornblith et al., "Similarity of Neural Network Representations Revisited", 2019): whether the levels
+  arrange the objects in the same way, whatever the scale and the axes of their features. 1 for the same arrangement.
+- **cosine similarity** of an object's features in the two levels, averaged over the objects. The sum of the top-down
+  path adds features as they are, so here scale and axes count.
+- **disagreement** of one classifier: the share of objects that it gives another class when it sees them in the other
+  level. 0 for no gap.
+
+The classifier is a linear probe, trained on the frozen features of all levels of training images, so that models with
+and without Consistent Supervision are measured alike; or the auxiliary head of a model that was trained with it.
+
+RoIs are the objects of the data set and not a model's own proposals, so that all models are compared on the same RoIs.
+They are pooled as for Consistent Supervision (RoIAlign, 7 × 7) and averaged over their cells; only the auxiliary head
+sees the cells. CKA is biased upwards where there are not many more objects than channels.
+
+Shapes: N objects, L levels, C channels, K classes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from augfpn.data.dataset import SelectedImages
+from augfpn.data.loading import Batch, evaluation_batches, open_dataset
+from augfpn.detectors.detector import Detector
+from augfpn.engine.runs import Run
+from augfpn.errors import UserError
+from augfpn.heads.box import ROI_SIZE
+from augfpn.ops.roi_align import roi_align_every_level
+
+Classifier = Literal["probe", "auxiliary head"]
+# Of the probe's weights; small against the loss of thousands of objects.
+_PENALTY = 1e-4
+_BATCH_SIZE = 8
+
+
+@dataclass(frozen=True)
+class SemanticGap:
+    """How the levels see the same ``num_rois`` objects.
+
+    ``levels``: their names, finest first. ``cka``, ``cosine`` and ``disagreement``: ``(L, L)`` float64, symmetric.
+    ``accuracy (L)``: how many objects the ``classifier`` gets right in each level.
+    """
+
+    levels: tuple[str, ...]
+    cka: Tensor
+    cosine: Tensor
+    disagreement: Tensor
+    accuracy: Tensor
+    num_rois: int
+    classifier: Classifier
+
+    def to_dict(self) -> dict[str, Any]:
+        """All of it, with the means, as JSON can have it."""
+        content = {name: value.tolist() if isinstance(value, Tensor) else value for name, value in vars(self).items()}
+        return {**content, "means": self.summary()}
+
+    def summary(self) -> dict[str, float]:
+        """The means over all pairs of different levels, and the mean accuracy."""
+        first, second = torch.triu_indices(len(self.levels), len(self.levels), offset=1)
+        pairs = {name: getattr(self, name)[first, second] for name in ("cka", "cosine", "disagreement")}
+        return {name: float(of_pairs.mean()) for name, of_pairs in (pairs | {"accuracy": self.accuracy}).items()}
+
+
+HEADING = (
+    f"{'':44}{'step':>7}  {'classifier':14}{'CKA':>7}{'cosine':>8}{'disagree':>10}{'right':>7}  right in each level"
+)
+
+
+def as_line(run: Run, step: int | None, gap: SemanticGap) -> str:
+    """The means of a gap, below `HEADING`."""
+    means = gap.summary()
+    figures = f"{means['cka']:7.3f}{means['cosine']:8.3f}{means['disagreement']:10.3f}{means['accuracy']:7.3f}"
+    levels = "  ".join(f"{level} {share:.2f}" for level, share in zip(gap.levels, gap.accuracy.tolist(), strict=True))
+    return f"{run.path!s:44}{'end' if step is None else step:>7}  {gap.classifier:14}{figures}  {levels}"
+
+
+@dataclass(frozen=True)
+class ObjectFeatures:
+    """What the laterals hold of every object.
+
+    ``features (N, L, C)``; ``labels (N)`` 1…K; ``predictions (N, L)``: the class that the auxiliary head sees in each
+    level, 0 for background, or None where there is none. ``levels``: their names.
+    """
+
+    features: Tensor
+    labels: Tensor
+    predictions: Tensor | None
+    levels: tuple[str, ...]
+
+
+def semantic_gaps(
+    run: Run, device: torch.device, *, step: int | None = None, num_images: int | None = None
+) -> dict[Classifier, SemanticGap]:
+    """The gap in a run's model over its validation images, by the probe and, where there is one, the auxiliary head.
+
+    Args:
+        run: a trained run, or with ``step`` any that kept the checkpoint of that step.
+        step: the model after so many steps of its training; None for its end.
+        num_images: only the first so many images. The probe is trained on as many training images.
+    """
+    model = run.load_model(device, step)
+    config = replace(run.config.data, masks=False)
+    val = open_dataset(config, "val")
+    num = len(val) if num_images is None else min(num_images, len(val))
+    train = open_dataset(config, "train")
+    to_measure, to_train = (
+        object_features(
+            model,
+            evaluation_batches(SelectedImages(data, range(min(num, len(data)))), config, batch_size=_BATCH_SIZE),
+            device,
+        )
+        for data in (val, train)
+    )
+    probe = train_probe(to_train, len(run.categories))
+    gaps: dict[Classifier, SemanticGap] = {
+        "probe": gap_between(to_measure, probe.classes(to_measure.features), "probe")
+    }
+    if to_measure.predictions is not None:
+        gaps["auxiliary head"] = gap_between(to_measure, to_measure.predictions, "auxiliary head")
+    return gaps
+
+
+def gap_between(objects: ObjectFeatures, predictions: Tensor, classifier: Classifier) -> SemanticGap:
+    """Compares the levels; ``predictions (N, L)`` are the classes that ``classifier`` sees in each."""
+    features = objects.features.to(torch.float64)
+    by_level = features.unbind(1)
+    cka = torch.stack([torch.stack([linear_cka(one, other) for other in by_level]) for one in by_level])
+    unit = F.normalize(features, dim=2)
+    differ = predictions[:, :, None] != predictions[:, None, :]
+    return SemanticGap(
+        levels=objects.levels,
+        cka=cka,
+        cosine=(unit @ unit.transpose(1, 2)).mean(dim=0),
+        disagreement=differ.to(torch.float64).mean(dim=0),
+        accuracy=(predictions == objects.labels[:, None]).to(torch.float64).mean(dim=0),
+        num_rois=len(features),
+        classifier=classifier,
+    )
+
+
+def linear_cka(one: Tensor, other: Tensor) -> Tensor:
+    """Linear CKA of ``one (N, C)`` and ``other (N, D)``, features of the same N objects; NaN where one is constant.
+
+        ‖YᵀX‖² / (‖XᵀX‖ · ‖YᵀY‖)        of the centred features, Frobenius norms
+
+    >>> x = torch.tensor([[0.0, 1.0], [1.0, 0.0], [3.0, 2.0]])
+    >>> float(linear_cka(x, -2 * x.flip(1)))  # another scale, turned axes
+    1.0
+    """
+    one, other = one - one.mean(dim=0), other - other.mean(dim=0)
+    cka: Tensor = (other.T @ one).square().sum() / ((one.T @ one).norm() * (other.T @ other).norm())
+    return cka
+
+
+@torch.no_grad()
+def object_features(model: Detector, batches: Iterable[Batch], device: torch.device) -> ObjectFeatures:
+    """Pools the objects of the batches from every lateral of ``model``; a UserError if there are no objects."""
+    model.eval()
+    supervision = model.consistent_supervision
+    features, labels, predictions = [], [], []
+    levels: tuple[str, ...] = ()
+    for batch in batches:
+        targets = batch.targets.to(device)
+        pyramid = model.features(batch.images.to(device))
+        strides = pyramid.strides[: len(pyramid.laterals)]
+        levels = tuple(f"M{stride.bit_length() - 1}" for stride in strides)
+        objects = targets.valid.flatten()
+        pooled = roi_align_every_level(pyramid.laterals, strides, targets.boxes, ROI_SIZE)[objects]
+        features.append(pooled.mean(dim=(3, 4)).cpu())
+        labels.append(targets.labels.flatten()[objects].cpu())
+        if supervision is not None:
+            logits = supervision.head(pooled.flatten(0, 1)).logits
+            predictions.append(logits.argmax(dim=1).view(pooled.shape[:2]).cpu())
+    if sum(map(len, labels)) == 0:
+        raise UserError("The semantic gap is measured on objects, and these images have none.")
+    return ObjectFeatures(
+        torch.cat(features), torch.cat(labels), torch.cat(predictions) if predictions else None, levels
+    )
+
+
+class Probe(nn.Module):
+    """A linear classifier of objects, one for all levels; the features are standardised over objects and levels."""
+
+    def __init__(self, features: Tensor, num_classes: int) -> None:
+        super().__init__()
+        every = features.flatten(0, 1).to(torch.float64)
+        self.mean, self.std = every.mean(dim=0), every.std(dim=0).clamp(min=1e-12)
+        self.linear = nn.Linear(every.shape[1], num_classes, dtype=torch.float64)
+        # A convex problem: where it starts does not matter, but should be the same every time.
+        nn.init.zeros_(self.linear.weight)
+        nn.init.zeros_(self.linear.bias)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Logits ``(…, K)`` of features ``(…, C)``."""
+        logits: Tensor = self.linear((features.to(torch.float64) - self.mean) / self.std)
+        return logits
+
+    @torch.no_grad()
+    def classes(self, features: Tensor) -> Tensor:
+        """The class 1…K ``(…)`` of features ``(…, C)``."""
+        classes: Tensor = self(features).argmax(dim=-1) + 1
+        return classes
+
+
+def train_probe(objects: ObjectFeatures, num_classes: int) -> Probe:
+    """The classifier, of all that are linear, that does best on all objects in all levels (logistic regression)."""
+    probe = Probe(objects.features, num_classes)
+    optimizer = torch.optim.LBFGS(probe.parameters(), max_iter=500, line_search_fn="strong_wolfe")
+    wanted = (objects.labels - 1)[:, None].expand(objects.features.shape[:2]).flatten()
+
+    def loss() -> Tensor:
+        optimizer.zero_grad()
+        value = F.cross_entropy(probe(objects.features).flatten(0, 1), wanted)
+        value = value + _PENALTY * probe.linear.weight.square().sum()
+        value.backward()  # type: ignore[no-untyped-call]
+        return value
+
+    optimizer.step(loss)  # type: ignore[no-untyped-call]
+    return probe
