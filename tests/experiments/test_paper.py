@@ -91,6 +91,12 @@ def test_inconsistencies_are_kept_as_printed_and_are_of_rows_that_exist():
     assert not notes_of("table2/baseline")
 
 
+def test_the_readme_lists_the_inconsistencies():
+    readme = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
+    for entry in INCONSISTENCIES:
+        assert f"| {entry.where} | {entry.what} | {entry.here} |" in readme
+
+
 def test_section_4_5():
     fpn, augfpn = SECTION_4_5["table2/baseline"], SECTION_4_5["table2/cs+rfa+srs"]
     assert (fpn.hours_per_epoch, augfpn.hours_per_epoch) == (0.9, 1.1)
