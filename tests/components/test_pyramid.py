@@ -1,12 +1,10 @@
 import pytest
 import torch
-import torch.nn.functional as F
 from torchvision.ops import FeaturePyramidNetwork
 from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
 
 from augfpn.components import FeaturePyramid, ResidualFeatureAugmentation
 from augfpn.components.pyramid import ConvolvedP6P7
-from augfpn.components.residual_feature_augmentation import ratio_invariant_pooling
 from augfpn.interop import from_release
 
 CHANNELS = (4, 6, 8, 10)
@@ -75,40 +73,3 @@ def test_augmentation_changes_every_level_but_no_lateral():
     a, b = with_it(features()), without(features())
     assert all(torch.equal(x, y) for x, y in zip(a.laterals, b.laterals, strict=True))
     assert not any(torch.allclose(x, y) for x, y in zip(a.levels, b.levels, strict=True))
-
-
-def test_augmentation_equals_the_equation_for_one_ratio_at_a_time():
-    torch.manual_seed(0)
-    augmentation = ResidualFeatureAugmentation(10, 5, ratios=(0.25, 0.5))
-    c5 = torch.randn(1, 10, 8, 6)
-    with torch.no_grad():
-        m6, weights = augmentation(c5)
-        expected = torch.zeros_like(m6)
-        for i, (height, width) in enumerate([(2, 1), (4, 3)]):
-            pooled = torch.stack(
-                [
-                    torch.stack(
-                        [
-                            c5[
-                                0,
-                                :,
-                                y * 8 // height : -(-(y + 1) * 8 // height),
-                                x * 6 // width : -(-(x + 1) * 6 // width),
-                            ].mean(dim=(1, 2))
-                            for x in range(width)
-                        ]
-                    )
-                    for y in range(height)
-                ]
-            ).permute(2, 0, 1)[None]
-            context = augmentation.convs[i](pooled)
-            context = F.interpolate(context, size=(8, 6), mode="bilinear", align_corners=True)
-            expected += weights[:, i : i + 1] * context
-    torch.testing.assert_close(m6, expected)
-
-
-@pytest.mark.parametrize(("ratio", "expected"), [(0.1, (2, 4)), (0.2, (5, 8)), (0.3, (7, 12)), (0.01, (1, 1))])
-def test_pooling_keeps_the_aspect_ratio_up_to_rounding(ratio, expected):
-    # An image of 800 × 1333 is padded to 800 × 1344: C5 has 25 × 42 cells.
-    pooled = ratio_invariant_pooling(torch.zeros(1, 1, 25, 42), ratio)
-    assert tuple(pooled.shape[-2:]) == expected
