@@ -17,10 +17,9 @@ RUNS = list(dict.fromkeys(run_as(id, "smoke") for id in EXPERIMENTS))
 
 @pytest.mark.parametrize("experiment", RUNS)
 def test_a_row_is_trained_evaluated_and_loaded(tmp_path, experiment):
-    # Half of the scale's steps are half of the time.
-    run = train(plan(experiment, "smoke", steps=2), tmp_path, device=CPU)
+    run = train(plan(experiment, "smoke"), tmp_path, device=CPU)
     assert run.config.experiment == experiment
-    assert [line["step"] for line in run.history()] == [1, 2]
+    assert run.history()[-1]["step"] == run.config.training.steps
     for line in run.history():
         losses = {name: value for name, value in line.items() if name.startswith("loss")}
         assert losses["loss"] == pytest.approx(math.fsum(losses.values()) - losses["loss"], rel=1e-4)
