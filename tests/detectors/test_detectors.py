@@ -15,6 +15,8 @@ from augfpn.structures import Images, Targets
 
 DETECTORS = [f"table1/{detector}_r50_augfpn_1x" for detector in ("faster_rcnn", "mask_rcnn", "retinanet", "fcos")]
 BASELINE = "table2/baseline"
+# Between them, every module that the detectors above have not.
+ABLATIONS = ["table4/psp_psp", "table4/sum_gmp", "table5/srs_max", "table5/srs_acf", "table5/panet_max"]
 COMPONENTS = ("cs", "rfa", "srs")
 ROWS = ["table2/baseline"] + [
     f"table2/{'+'.join(some)}" for num in (1, 2, 3) for some in itertools.combinations(COMPONENTS, num)
@@ -72,7 +74,7 @@ def test_every_parameter_that_is_trained_receives_a_gradient(small_model, experi
     assert without == []
 
 
-@pytest.mark.parametrize("experiment", [BASELINE, *DETECTORS])
+@pytest.mark.parametrize("experiment", [BASELINE, *DETECTORS, *ABLATIONS])
 def test_the_losses_trace_as_one_graph_and_are_the_same(small_model, experiment):
     model = small_model(experiment)
     images, targets = batch()
