@@ -13,7 +13,8 @@ from augfpn.errors import UserError
 from augfpn.experiments import EXPERIMENTS, SCALES, find_experiment, plan
 from augfpn.experiments.config import differences
 from augfpn.experiments.listing import Result, as_text, entries
-from augfpn.experiments.paper import TABLES, unknown
+from augfpn.experiments.paper import PAPER, TABLES, unknown
+from augfpn.experiments.rows import QuotedRow
 from augfpn.experiments.scales import default_run_path
 
 if TYPE_CHECKING:
@@ -166,6 +167,9 @@ def show(
     json: Annotated[bool, typer.Option("--json", help="Only the expanded experiment.")] = False,
 ) -> None:
     """Prints an experiment's difference from its baseline, and the expanded experiment as it is run at a scale."""
+    if isinstance(PAPER.get(experiment), QuotedRow) and not json:
+        print(as_text([entry for entry in entries() if entry["id"] == experiment]))
+        return
     planned = plan(experiment, scale, data="data/coco" if data is None and scale == "paper" else data)
     if not json:
         described = find_experiment(experiment)
@@ -193,7 +197,7 @@ def cost(
     height: Annotated[Optional[int], typer.Option(help="Pixels of the resized image; by default the scale's.")] = None,  # noqa: UP045
     width: Annotated[Optional[int], typer.Option(help="Likewise; 1333 at the paper's scale.")] = None,  # noqa: UP045
     classes: Annotated[int, typer.Option(help="Without background.")] = 80,
-    json: Annotated[Optional[Path], typer.Option(help="A file for all numbers, part by part.")] = None,  # noqa: UP045
+    out: Annotated[Optional[Path], typer.Option(help="A file for all numbers, part by part.")] = None,  # noqa: UP045
 ) -> None:
     """Counts parameters and multiply-adds (one is 1) of an image at inference, and their difference to the baseline."""
     from augfpn.analysis.cost import cost_of_experiment, torchvision_parameters
@@ -218,17 +222,20 @@ def cost(
         print("torchvision's detectors, ours and as published, with 90 classes and background:")
         for name, parameters, published in torchvision_parameters():
             print(f"{name:40}{parameters / 1e6:12.2f}{published / 1e6:8.2f}")
-    if json is not None:
-        print(write_json(json, {id: ours.to_dict() for id, ours in costs.items()}, indent=1))
+    if out is not None:
+        print(write_json(out, {id: ours.to_dict() for id, ours in costs.items()}, indent=1))
 
 
-JsonFile = Annotated[Optional[Path], typer.Option("--json", help="A file for all numbers, with their provenance.")]  # noqa: UP045
+JsonFile = Annotated[Optional[Path], typer.Option("--out", help="A file for all numbers, with their provenance.")]  # noqa: UP045
 
 
 @app.command()
 def figure4(
     run: Path,
-    images: Annotated[Optional[int], typer.Option(help="Only the first so many validation images.")] = None,  # noqa: UP045
+    images: Annotated[
+        Optional[int],  # noqa: UP045
+        typer.Option(min=1, help="Only the first so many validation images."),
+    ] = None,
     file: JsonFile = None,
     device: Device = None,
 ) -> None:
@@ -239,30 +246,38 @@ def figure4(
     opened, used = Run.open(run), _device(device)
     ratios = level_ratios_of_run(opened, used, num_images=images)
     print(as_text(ratios))
-    _write(file, {"run": str(run), "experiment": opened.config.experiment, **ratios.to_dict()}, used)
+    config = opened.config
+    entry = {"run": str(run), "experiment": config.experiment, "scale": config.scale, "seed": config.seed}
+    _write(file, {**entry, **ratios.to_dict()}, used)
 
 
 @app.command("semantic-gap")
 def semantic_gap(
     runs: Annotated[list[Path], typer.Argument(help="Trained runs.")],
     along: Annotated[bool, typer.Option(help="Also for every checkpoint (`train --keep-checkpoints`).")] = False,
-    images: Annotated[Optional[int], typer.Option(help="Only so many validation and training images.")] = None,  # noqa: UP045
+    images: Annotated[
+        Optional[int],  # noqa: UP045
+        typer.Option(min=1, help="Only so many validation and training images."),
+    ] = None,
     file: JsonFile = None,
     device: Device = None,
 ) -> None:
     """Measures how far apart the levels are before they are fused: means over all pairs of levels."""
-    from augfpn.analysis.semantic_gap import HEADING, as_line, semantic_gaps
+    from augfpn.analysis.semantic_gap import HEADING, as_line, check_same_objects, semantic_gaps
     from augfpn.engine import Run
 
-    used, entries = _device(device), []
+    opened, used, entries = [Run.open(run) for run in runs], _device(device), []
+    check_same_objects(opened)
     print(HEADING)
-    for run in map(Run.open, runs):
-        for step in [*(run.checkpoint_steps if along else ()), None]:
+    for run in opened:
+        steps: list[int | None] = [*run.checkpoint_steps] if along else []
+        # A run that is still being trained has no end yet.
+        for step in [*steps, *([None] if run.is_trained or not steps else [])]:
             for gap in semantic_gaps(run, used, step=step, num_images=images).values():
                 print(as_line(run, step, gap), flush=True)
                 config = run.config
-                entry = {"run": str(run.path), "experiment": config.experiment, "seed": config.seed, "step": step}
-                entries.append(entry | gap.to_dict())
+                entry = {"run": str(run.path), "experiment": config.experiment, "scale": config.scale}
+                entries.append({**entry, "seed": config.seed, "step": step, **gap.to_dict()})
     _write(file, {"gaps": entries}, used)
 
 
@@ -270,8 +285,8 @@ def semantic_gap(
 def runtime(
     runs: Annotated[list[Path], typer.Argument(help="Trained runs of one scale and data, the baseline among them.")],
     rounds: Annotated[int, typer.Option(help="How often every run has its turn.")] = 5,
-    steps: Annotated[int, typer.Option(help="Training steps of a turn.")] = 10,
-    images: Annotated[int, typer.Option(help="Validation images of a turn.")] = 25,
+    steps: Annotated[Optional[int], typer.Option(help="Training steps of a turn; by default 10 or more.")] = None,  # noqa: UP045
+    images: Annotated[Optional[int], typer.Option(help="Validation images of a turn; by default 25 or more.")] = None,  # noqa: UP045
     file: JsonFile = None,
     device: Device = None,
 ) -> None:
@@ -319,6 +334,9 @@ def _write(file: Path | None, content: dict[str, Any], device: torch.device) -> 
 def _results(folders: list[Path] | None) -> list[Result]:
     """What the evaluated runs in these folders came to, or in the usual folders. Torch is imported only if there are
     any."""
+    for folder in folders or []:
+        if not folder.is_dir():
+            raise UserError(f"{folder} is not a folder; name those with your runs (--runs), or none.")
     found = folders or [folder for folder in (Path("runs"), Path("results")) if folder.is_dir()]
     if not any(next(folder.rglob("run.json"), None) for folder in found):
         return []

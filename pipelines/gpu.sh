@@ -13,7 +13,7 @@ out=${OUT:-runs/mini}
 for experiment in table2/baseline table2/cs+rfa+srs; do
   "$python" -m augfpn train "$experiment" --scale mini --out "$out/${experiment//\//_}" --resume
 done
-"$python" -m augfpn runtime "$out"/table2_baseline "$out"/table2_cs+rfa+srs --json "$out/runtime.json"
-"$python" -m augfpn semantic-gap "$out"/table2_baseline "$out"/table2_cs+rfa+srs --json "$out/semantic_gap.json"
-"$python" -m augfpn figure4 "$out"/table2_cs+rfa+srs --json "$out/figure4.json"
+"$python" -m augfpn runtime "$out"/table2_baseline "$out"/table2_cs+rfa+srs --out "$out/runtime.json"
+"$python" -m augfpn semantic-gap "$out"/table2_baseline "$out"/table2_cs+rfa+srs --out "$out/semantic_gap.json"
+"$python" -m augfpn figure4 "$out"/table2_cs+rfa+srs --out "$out/figure4.json"
 "$python" -m augfpn report "$out"/table2_baseline "$out"/table2_cs+rfa+srs --out "$out/report.html"

@@ -1,6 +1,8 @@
 import json
+import re
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -159,14 +161,36 @@ def test_a_run_is_listed_in_every_row_that_is_its_model(run, tmp_path):
     (result,) = with_results["table2/cs+rfa+srs"]
     assert (result["scale"], result["seed"], result["as_planned"]) == ("smoke", 0, True)
     assert result["AP"] == pytest.approx(100 * Run(run).metrics["AP"], abs=0.01)
-    # A run that cannot be read is named, and the others are listed all the same.
-    broken = tmp_path / "broken"
-    broken.mkdir()
-    for name in ("run.json", "metrics.json"):
-        (broken / name).write_text("{}")
-    done = augfpn("list", "--runs", broken, "--runs", run.parent, cwd=tmp_path)
-    assert f"warning: {broken} is left out" in done.stderr
+
+
+def test_runs_that_cannot_be_read_are_named_and_the_others_listed_all_the_same(run, tmp_path):
+    description = (run / "run.json").read_text()
+    broken = {
+        "empty": ("{}", "{}"),
+        "unknown": (description.replace("table2/cs+rfa+srs", "table2/nothing"), "{}"),
+        "no scale": (description.replace('"scale": "smoke"', '"scale": "tiny"'), "{}"),
+        "cut": (description, "{"),
+        "no figures": (description, "{}"),
+    }
+    for name, texts in broken.items():
+        (tmp_path / name).mkdir()
+        for file, text in zip(("run.json", "metrics.json"), texts, strict=True):
+            (tmp_path / name / file).write_text(text)
+    done = augfpn("list", "--runs", tmp_path, "--runs", run.parent)
+    for name in broken:
+        assert f"warning: {tmp_path / name} is left out: " in done.stderr
     assert "smoke" in done.stdout
+    done = augfpn("list", "--runs", tmp_path / "nowhere")
+    assert done.returncode != 0
+    assert "is not a folder" in done.stderr
+
+
+def test_the_recorded_results_are_listed_beside_the_papers():
+    done = augfpn("list", "--table", "table2", "--runs", Path(__file__).parents[1] / "results")
+    assert done.stderr == ""
+    rows = {line.split(" ")[0]: line for line in done.stdout.splitlines()}
+    for row in ("table2/baseline", "table2/cs", "table2/cs+rfa+srs"):
+        assert re.search(r"micro \d\d\.\d ± \d\.\d, 3 seeds", rows[row])
 
 
 def test_what_a_run_is_asked_is_printed_and_written_with_its_provenance(run, tmp_path):
@@ -176,7 +200,7 @@ def test_what_a_run_is_asked_is_printed_and_written_with_its_provenance(run, tmp
         ("runtime", "table2/cs+rfa+srs"),
     ):
         few = ["--rounds", 1, "--steps", 1, "--images", 2] if command == "runtime" else ["--images", 2]
-        done = augfpn(command, run, *few, "--json", tmp_path / f"{command}.json")
+        done = augfpn(command, run, *few, "--out", tmp_path / f"{command}.json")
         assert done.returncode == 0, done.stderr
         assert expected in done.stdout
         content = json.loads((tmp_path / f"{command}.json").read_text())

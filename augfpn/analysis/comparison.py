@@ -10,12 +10,11 @@ import pandas as pd
 
 from augfpn.engine.runs import Run
 from augfpn.errors import UserError
-from augfpn.experiments.config import DataConfig, RunConfig, TrainingConfig, differences
+from augfpn.experiments.config import RunConfig, differences
 from augfpn.experiments.paper import EXPERIMENTS, PAPER, TABLES, find_experiment
-from augfpn.experiments.rows import Experiment, Published
-from augfpn.experiments.scales import run_as
+from augfpn.experiments.rows import FIGURES, Experiment
+from augfpn.experiments.scales import at_scale, run_as
 
-FIGURES = tuple(Published.__dataclass_fields__)
 # The column of instance masks' AP, in tables that have any.
 MASK_AP = "mask AP"
 
@@ -40,7 +39,10 @@ def evaluated_runs(root: Path | str) -> list[Run]:
 
 
 def check_comparable(runs: Iterable[Run]) -> None:
-    """A UserError unless all runs are of one scale and the same data, and of the same training as their baseline's."""
+    """A UserError unless all runs are of one scale and the same data, and of the same training as their baseline's.
+
+    What was changed in a model besides its experiment, such as the backbone's weights, must be so in its baseline, too.
+    """
     first_of: dict[str, Run] = {}
     for run in runs:
         overall, of_baseline = first_of.setdefault("", run), first_of.setdefault(find_baseline(run), run)
@@ -59,6 +61,19 @@ def check_comparable(runs: Iterable[Run]) -> None:
                     f"{first.path} and {run.path} cannot be compared, because more than their models differs: "
                     f"{'; '.join(different)}. Keep runs of different data or training in folders of their own."
                 )
+        first = first_of[find_baseline(run)]
+        if overrides(first.config) != overrides(run.config):
+            raise UserError(
+                f"{first.path} and {run.path} cannot be compared, because their models differ from their experiments' "
+                f"in different ways: {'; '.join(overrides(first.config)) or 'not at all'}, and "
+                f"{'; '.join(overrides(run.config)) or 'not at all'}."
+            )
+
+
+def overrides(config: RunConfig) -> tuple[str, ...]:
+    """In what a run's model differs from its experiment's at its scale, such as in the backbone's weights."""
+    model, _ = at_scale(config.experiment, config.scale)
+    return tuple(differences(model, config.model))
 
 
 def find_baseline(run: Run) -> str:
@@ -118,14 +133,13 @@ def tables_with(runs: Sequence[Run]) -> list[str]:
 
 def runs_of(experiment: str, runs: Iterable[Run]) -> list[Run]:
     """Those of the runs that are of the experiment's model, whichever row they are named after."""
-    return [
-        run for run in runs if run_as(run.config.experiment, run.config.scale) == run_as(experiment, run.config.scale)
-    ]
+    return [run for run in runs if run.config.experiment == run_as(experiment, run.config.scale)]
 
 
-def _conditions(config: RunConfig, experiment: str) -> tuple[str, str, int, DataConfig, TrainingConfig]:
+def _conditions(config: RunConfig, experiment: str) -> tuple[object, ...]:
     """The model, and what two runs must share for their difference to be that of their models."""
-    return run_as(experiment, config.scale), config.scale, config.seed, config.data, config.training
+    same = (config.scale, config.seed, config.data, config.training, overrides(config))
+    return run_as(experiment, config.scale), *same
 
 
 def _percent(figure: float | None) -> float | None:

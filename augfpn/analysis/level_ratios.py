@@ -55,7 +55,10 @@ def as_text(ratios: LevelRatios) -> str:
     lines = ["Share of the weight (and mean weight) that RoIs of a level take from", " " * 18]
     lines[1] += "".join(f"{level:>14}" for level in LEVELS)
     for level, shares, means, count in zip(LEVELS, ratios.shares, ratios.means, ratios.counts.tolist(), strict=True):
-        cells = (f"{share:.2f} ({mean:.2f})" for share, mean in zip(shares.tolist(), means.tolist(), strict=True))
+        cells = (
+            f"{share:.2f} ({mean:.2f})" if count else "–"
+            for share, mean in zip(shares.tolist(), means.tolist(), strict=True)
+        )
         lines.append(f"{level} ({count:,} RoIs)".ljust(18) + "".join(f"{cell:>14}" for cell in cells))
     return "\n".join(lines)
 
@@ -74,7 +77,9 @@ def level_ratios_of_run(run: Run, device: torch.device, *, num_images: int | Non
     dataset = open_dataset(config, "val")
     if num_images is not None:
         dataset = SelectedImages(dataset, range(min(num_images, len(dataset))))
-    return level_ratios(run.load_model(device), evaluation_batches(dataset, config, batch_size=_BATCH_SIZE), device)
+    workers = run.config.training.num_workers
+    batches = evaluation_batches(dataset, config, batch_size=_BATCH_SIZE, num_workers=workers)
+    return level_ratios(run.load_model(device), batches, device)
 
 
 @torch.no_grad()

@@ -10,7 +10,8 @@ rounds, and ratios are of blocks of the same round.
 - **Inference**: validation images one by one (the release tests so), from the data set to results in COCO's format.
 
 Blocks begin with steps or images that are not timed, for what happens only once. Where images are loaded by worker
-processes, each block starts its own; up to two batches a worker are ready when its clock starts.
+processes, each block starts its own, and up to two batches a worker are ready when its clock starts: blocks should be
+several times as long, and are by default.
 """
 
 from __future__ import annotations
@@ -33,10 +34,11 @@ from augfpn.engine.runs import Run
 from augfpn.engine.train import build_optimizer, training_step
 from augfpn.errors import UserError
 from augfpn.experiments.paper import SECTION_4_5
-from augfpn.experiments.scales import run_as
 
 _WARMUP_STEPS = 2
 _WARMUP_IMAGES = 3
+# Timed steps and images of a block, at least; with workers so many a worker.
+_STEPS, _IMAGES, _A_WORKER = 10, 25, 8
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,18 +76,26 @@ class Ratio:
 
 
 def measure_runtimes(
-    runs: Sequence[Run], device: torch.device, *, rounds: int = 5, steps: int = 10, images: int = 25
+    runs: Sequence[Run],
+    device: torch.device,
+    *,
+    rounds: int = 5,
+    steps: int | None = None,
+    images: int | None = None,
 ) -> list[Runtime]:
     """The runtimes of trained runs of one scale and data, measured in turns. The runs stay as they are.
 
     Args:
         rounds: how often every run has its turn.
-        steps: timed training steps of a turn.
-        images: timed validation images of a turn; all if there are fewer.
+        steps: timed training steps of a turn; by default 10, or 8 a worker process.
+        images: timed validation images of a turn, or all if there are fewer; by default 25, or 8 a worker process.
     """
     check_comparable(runs)
     if len({run.config.experiment for run in runs}) < len(runs):
         raise UserError("Two of these runs are of the same experiment; name each experiment once.")
+    workers = max(run.config.training.num_workers for run in runs)
+    steps = max(_STEPS, _A_WORKER * workers) if steps is None else steps
+    images = max(_IMAGES, _A_WORKER * workers) if images is None else images
     if min(rounds, steps, images) < 1:
         raise UserError(f"There must be a round, a step and an image at least, not {rounds}, {steps} and {images}.")
     measured = [_Measured(run, device) for run in runs]
@@ -119,8 +129,11 @@ def to_dict(runs: Sequence[Run], runtimes: Sequence[Runtime]) -> dict[str, Any]:
         if baseline is not None and baseline is not runtime:
             entry["training_time_ratio"] = asdict(Ratio.of(runtime.training, baseline.training))
             entry["inference_time_ratio"] = asdict(Ratio.of(runtime.inference, baseline.inference))
-        if (paper := SECTION_4_5.get(run_as(run.config.experiment, "paper"))) is not None:
+        if (paper := SECTION_4_5.get(run.config.experiment)) is not None:
             entry["paper"] = asdict(paper)
+            if (less := SECTION_4_5.get(baseline_id)) not in (None, paper):
+                entry["paper"]["training_time_ratio"] = round(paper.hours_per_epoch / less.hours_per_epoch, 2)
+                entry["paper"]["inference_time_ratio"] = round(less.images_per_second / paper.images_per_second, 2)
         content[run.config.experiment] = entry
     return {"scale": runs[0].config.scale, "runs": content}
 
@@ -128,17 +141,17 @@ def to_dict(runs: Sequence[Run], runtimes: Sequence[Runtime]) -> dict[str, Any]:
 def as_text(measured: dict[str, Any]) -> str:
     """What `to_dict` gives, a line a run."""
     lines = [
-        "Over the baseline's: median of the rounds (least–largest). The paper's is with ResNet-50 on Tesla V100.",
-        f"{'':36}{'s an epoch':>12}{'images/s':>10}   {'training time':22}{'inference time':22}paper: h, images/s",
+        "× the baseline's time: median of the rounds (least–largest). [The paper's, ResNet-50 on Tesla V100]",
+        f"{'':36}{'s an epoch':>12}{'images/s':>10}   {'training time':40}inference time",
     ]
     for id, entry in measured["runs"].items():
         line = f"{id:36}{entry['epoch_seconds']:12.1f}{entry['images_per_second']:10.2f}   "
-        for name in ("training_time_ratio", "inference_time_ratio"):
-            ratio = entry.get(name)
-            text = "" if ratio is None else f"× {ratio['median']:.2f} ({ratio['least']:.2f}–{ratio['largest']:.2f})"
-            line += f"{text:22}"
-        if (paper := entry.get("paper")) is not None:
-            line += f"{paper['hours_per_epoch']}, {paper['images_per_second']}"
+        paper = entry.get("paper", {})
+        for name, published in (("training", "{hours_per_epoch} h"), ("inference", "{images_per_second}/s")):
+            ratio, of_paper = entry.get(f"{name}_time_ratio"), paper.get(f"{name}_time_ratio")
+            texts = [] if ratio is None else [f"× {ratio['median']:.2f} ({ratio['least']:.2f}–{ratio['largest']:.2f})"]
+            texts += [f"[{published.format(**paper)}{f', × {of_paper}' if of_paper else ''}]"] if paper else []
+            line += f"{' '.join(texts):40}"
         lines.append(line.rstrip())
     return "\n".join(lines)
 

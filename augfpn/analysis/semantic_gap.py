@@ -22,7 +22,8 @@ Shapes: N objects, L levels, C channels, K classes.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import math
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -35,6 +36,7 @@ from augfpn.data.loading import Batch, evaluation_batches, open_dataset
 from augfpn.detectors.detector import Detector
 from augfpn.engine.runs import Run
 from augfpn.errors import UserError
+from augfpn.experiments.config import differences
 from augfpn.heads.box import ROI_SIZE
 from augfpn.ops.roi_align import roi_align_every_level
 
@@ -63,7 +65,7 @@ class SemanticGap:
     def to_dict(self) -> dict[str, Any]:
         """All of it, with the means, as JSON can have it."""
         content = {name: value.tolist() if isinstance(value, Tensor) else value for name, value in vars(self).items()}
-        return {**content, "means": self.summary()}
+        return {name: _without_nan(value) for name, value in {**content, "means": self.summary()}.items()}
 
     def summary(self) -> dict[str, float]:
         """The means over all pairs of different levels, and the mean accuracy."""
@@ -85,6 +87,15 @@ def as_line(run: Run, step: int | None, gap: SemanticGap) -> str:
     return f"{run.path!s:44}{'end' if step is None else step:>7}  {gap.classifier:14}{figures}  {levels}"
 
 
+def _without_nan(value: Any) -> Any:
+    """JSON has no NaN: None in its place, in lists and dictionaries, too."""
+    if isinstance(value, dict):
+        return {name: _without_nan(item) for name, item in value.items()}
+    if isinstance(value, list):
+        return [_without_nan(item) for item in value]
+    return None if isinstance(value, float) and math.isnan(value) else value
+
+
 @dataclass(frozen=True)
 class ObjectFeatures:
     """What the laterals hold of every object.
@@ -104,20 +115,29 @@ def semantic_gaps(
 ) -> dict[Classifier, SemanticGap]:
     """The gap in a run's model over its validation images, by the probe and, where there is one, the auxiliary head.
 
+    A UserError for a run that was trained on its validation images (``overfit``): the probe would be, too.
+
     Args:
         run: a trained run, or with ``step`` any that kept the checkpoint of that step.
         step: the model after so many steps of its training; None for its end.
         num_images: only the first so many images. The probe is trained on as many training images.
     """
-    model = run.load_model(device, step)
     config = replace(run.config.data, masks=False)
+    if config.overfit is not None:
+        raise UserError(f"{run.path} was trained on its validation images; a probe has to be tested on others.")
+    model = run.load_model(device, step)
     val = open_dataset(config, "val")
     num = len(val) if num_images is None else min(num_images, len(val))
     train = open_dataset(config, "train")
     to_measure, to_train = (
         object_features(
             model,
-            evaluation_batches(SelectedImages(data, range(min(num, len(data)))), config, batch_size=_BATCH_SIZE),
+            evaluation_batches(
+                SelectedImages(data, range(min(num, len(data)))),
+                config,
+                batch_size=_BATCH_SIZE,
+                num_workers=run.config.training.num_workers,
+            ),
             device,
         )
         for data in (val, train)
@@ -129,6 +149,14 @@ def semantic_gaps(
     if to_measure.predictions is not None:
         gaps["auxiliary head"] = gap_between(to_measure, to_measure.predictions, "auxiliary head")
     return gaps
+
+
+def check_same_objects(runs: Sequence[Run]) -> None:
+    """A UserError unless the runs have the same data, so that their gaps are of the same objects."""
+    for run in runs[1:]:
+        first, other = (replace(one.config.data, masks=False) for one in (runs[0], run))
+        if different := differences(first, other, "data."):
+            raise UserError(f"{runs[0].path} and {run.path} cannot be compared: {'; '.join(different)}.")
 
 
 def gap_between(objects: ObjectFeatures, predictions: Tensor, classifier: Classifier) -> SemanticGap:
@@ -165,7 +193,7 @@ def linear_cka(one: Tensor, other: Tensor) -> Tensor:
 
 @torch.no_grad()
 def object_features(model: Detector, batches: Iterable[Batch], device: torch.device) -> ObjectFeatures:
-    """Pools the objects of the batches from every lateral of ``model``; a UserError if there are no objects."""
+    """Pools the objects of the batches from every lateral of ``model``; a UserError for fewer than two objects."""
     model.eval()
     supervision = model.consistent_supervision
     features, labels, predictions = [], [], []
@@ -182,8 +210,8 @@ def object_features(model: Detector, batches: Iterable[Batch], device: torch.dev
         if supervision is not None:
             logits = supervision.head(pooled.flatten(0, 1)).logits
             predictions.append(logits.argmax(dim=1).view(pooled.shape[:2]).cpu())
-    if sum(map(len, labels)) == 0:
-        raise UserError("The semantic gap is measured on objects, and these images have none.")
+    if (num := sum(map(len, labels))) < 2:
+        raise UserError(f"The semantic gap is measured on objects, and these images have {num or 'none'}.")
     return ObjectFeatures(
         torch.cat(features), torch.cat(labels), torch.cat(predictions) if predictions else None, levels
     )

@@ -9,8 +9,8 @@ It exists in training only; a detector for inference simply has none (`Detector.
 auxiliary mask head is supervised in the same way on the foreground RoIs, which the paper does not mention; the release
 does it and finds its gain marginal.
 
-Departures: Equation 1 names λ without showing where it stands. Following the release, λ (0.25) weighs both auxiliary
-terms, and the α between classification and localisation is 1. The equation also sums the original loss over P2…P5;
+Departures: following the release, λ (0.25) weighs both auxiliary terms, and Equation 1's α between classification and
+localisation, whose value the paper does not give, is 1. The equation also sums the original loss over P2…P5;
 since an RoI has one prediction there, that is the ordinary loss of the box head.
 """
 

@@ -34,6 +34,7 @@ from augfpn.detectors.detector import Detector
 from augfpn.engine.checkpoint import checkpoint_steps, load_checkpoint
 from augfpn.errors import UserError
 from augfpn.experiments.config import RunConfig
+from augfpn.experiments.scales import run_as
 from augfpn.files import write_json, write_text, written_whole
 
 PACKAGES = ("augfpn", "torch", "torchvision", "timm", "numpy", "pycocotools", "faster-coco-eval")
@@ -70,7 +71,14 @@ class Run:
 
     @property
     def config(self) -> RunConfig:
-        return RunConfig.from_json((self.path / "run.json").read_text(encoding="utf-8"))
+        """What is run; a RunError where ``run.json`` cannot be read."""
+        path = self.path / "run.json"
+        try:
+            config = RunConfig.from_json(path.read_text(encoding="utf-8"))
+            # Rows can become the same model as another one, when the package changes.
+            return replace(config, experiment=run_as(config.experiment, config.scale))
+        except (OSError, UserError) as error:
+            raise RunError(f"{path} cannot be read: {error}") from error
 
     @property
     def categories(self) -> tuple[Category, ...]:
@@ -141,6 +149,12 @@ class Run:
         """The steps of which a checkpoint was kept, in order."""
         return checkpoint_steps(self.path / "checkpoints")
 
+    @property
+    def keeps_checkpoints(self) -> bool:
+        """Whether its training began with all checkpoints to be kept."""
+        started = (self.path / "provenance.json").is_file()
+        return started and bool(self.provenance.get("derived", {}).get("keep_checkpoints", False))
+
     def load_model(self, device: torch.device, step: int | None = None) -> Detector:
         """The trained model, ready to detect; or as it was after ``step`` steps, if a checkpoint of it was kept."""
         if step is not None:
@@ -160,7 +174,10 @@ class Run:
         path = self.path / name
         if not path.is_file():
             raise RunError(f"{self.path} has no {name} yet.")
-        return json.loads(path.read_text(encoding="utf-8"))
+        try:
+            return json.loads(path.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise RunError(f"{path} cannot be read: {error}") from error
 
 
 def build_model(config: RunConfig, num_classes: int, *, pretrained: bool) -> Detector:

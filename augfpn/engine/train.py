@@ -39,7 +39,8 @@ def train(
 
     With ``resume`` it goes on from the last checkpoint in ``out`` and ends with the same weights as a training that was
     never interrupted (to the bit on a CPU with the same number of threads). A finished run is left as it is.
-    ``keep_checkpoints``: all of them, rather than the last two, for studies of how training went.
+    ``keep_checkpoints``: all of them, rather than the last two, for studies of how training went; a run that began so
+    goes on so.
     """
     device = device or default_device()
     # The validation data too, so that a fault in it is found now and not after days of training.
@@ -55,6 +56,7 @@ def train(
     # Before the run directory: where pretrained weights cannot be had, nothing is left behind.
     model = build_model(config, len(dataset.categories), pretrained=last is None).to(device).train()
     run = run or Run.create(out, config, dataset.categories)
+    keep_checkpoints = keep_checkpoints or run.keeps_checkpoints
     num_steps = config.training.num_steps(len(dataset))
     derived = {
         "num_images": len(dataset),
@@ -62,6 +64,7 @@ def train(
         "num_steps": num_steps,
         "batch_size": config.training.batch_size,
         "learning_rate": config.training.scaled_learning_rate,
+        "keep_checkpoints": keep_checkpoints,
     }
     run.write_provenance(device, derived)
     print(f"{config.experiment} at {config.scale}: " + ", ".join(f"{name} {value}" for name, value in derived.items()))

@@ -9,22 +9,40 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from augfpn.experiments.checks import require
 from augfpn.experiments.config import RunConfig
 from augfpn.experiments.inconsistencies import INCONSISTENCIES, notes_of
 from augfpn.experiments.paper import PAPER, TABLES
-from augfpn.experiments.rows import Experiment, Row
-from augfpn.experiments.scales import plan, run_as
-
-FIGURES = ("AP", "AP50", "AP75", "APs", "APm", "APl")
+from augfpn.experiments.rows import FIGURES, Experiment, Row
+from augfpn.experiments.scales import SCALES, plan, run_as
 
 
 @dataclass(frozen=True, kw_only=True)
 class Result:
-    """What a run, in the folder ``path``, came to: COCO's figures, 0-1."""
+    """What a run, in the folder ``path``, came to: COCO's figures, 0-1.
+
+    A UserError if figures are missing, or if its description is of nothing that there is.
+    """
 
     path: str
     config: RunConfig
     metrics: Mapping[str, float | None]
+
+    def __post_init__(self) -> None:
+        missing = [name for name in self.names if name not in self.metrics]
+        require(not missing, f"{self.path} has no figures {', '.join(missing)}.")
+
+    @property
+    def names(self) -> list[str]:
+        return [*FIGURES, *(f"mask_{name}" for name in FIGURES if self.config.data.masks)]
+
+    @property
+    def as_planned(self) -> bool:
+        """Whether data and training are the scale's own; at the paper's scale, any folder can be COCO's."""
+        config = self.config
+        root = None if SCALES[config.scale].data.synthetic is not None else config.data.root
+        planned = plan(config.experiment, config.scale, seed=config.seed, data=root, strict=config.data.strict)
+        return planned == config
 
 
 def entries(results: Iterable[Result] = ()) -> list[dict[str, Any]]:
@@ -32,8 +50,9 @@ def entries(results: Iterable[Result] = ()) -> list[dict[str, Any]]:
 
     ``published``: AP to APl, for Mask R-CNN mask_AP to mask_APl too. ``data``: the part of COCO that they are of.
     ``run_as``: the row under whose id the model is run at the paper's scale; None for rows that the paper quotes.
-    ``notes``: what does not fit in the paper. ``results``: the runs of this row's model, with their scale and seed;
-    ``as_planned`` tells whether data and training are the scale's own.
+    ``notes``: what does not fit in the paper. ``results``: the runs of this row's model, with the row that they are
+    named after, their scale, seed and folder of data (None for synthetic images); ``as_planned`` tells whether data and
+    training are the scale's own.
     """
     results = list(results)
     return [_entry(row) | {"results": _results_of(row, results)} for row in PAPER.values()]
@@ -64,22 +83,19 @@ def _results_of(row: Row, results: Sequence[Result]) -> list[dict[str, Any]]:
     """Those of the row's model, whichever row its runs are named after."""
     if not isinstance(row, Experiment):
         return []
-    return [
-        _result(result)
-        for result in results
-        if run_as(result.config.experiment, result.config.scale) == run_as(row.id, result.config.scale)
-    ]
+    return [_result(one) for one in results if one.config.experiment == run_as(row.id, one.config.scale)]
 
 
 def _result(result: Result) -> dict[str, Any]:
     config = result.config
-    names = [*FIGURES, *(f"mask_{name}" for name in FIGURES if config.data.masks)]
-    figures = {name: result.metrics[name] for name in names}
+    figures = {name: result.metrics[name] for name in result.names}
     return {
+        "run_as": config.experiment,
         "scale": config.scale,
         "seed": config.seed,
+        "data": config.data.root,
         "run": result.path,
-        "as_planned": config == plan(config.experiment, config.scale, seed=config.seed, data=config.data.root),
+        "as_planned": result.as_planned,
         **{name: None if figure is None else round(100 * figure, 2) for name, figure in figures.items()},
     }
 
@@ -121,17 +137,22 @@ def _figures(row: dict[str, Any], prefix: str, gain: float | None) -> list[str]:
 
 
 def _here(row: dict[str, Any], figure: str) -> str:
-    """Our mean over the seeds for each scale, with its standard deviation; or why there is none."""
+    """Our mean over the seeds for each scale, with its standard deviation; or why there is none.
+
+    Of several runs with the same data and seed, the first counts.
+    """
     if not row["runnable"]:
         return "quoted"
-    of_scale: dict[str, list[float]] = defaultdict(list)
+    of_seeds: dict[tuple[str, str | None, str], dict[int, float]] = defaultdict(dict)
     for result in row["results"]:
         if result["as_planned"] and result[figure] is not None:
-            of_scale[result["scale"]].append(result[figure])
+            of_seeds[result["scale"], result["data"], result["run_as"]].setdefault(result["seed"], result[figure])
     texts = []
-    for scale, values in of_scale.items():
-        spread = f" ± {statistics.stdev(values):.1f}, {len(values)} runs" if len(values) > 1 else ""
-        texts.append(f"{scale} {statistics.mean(values):.1f}{spread}")
+    for (scale, _, same), by_seed in of_seeds.items():
+        values = list(by_seed.values())
+        spread = f" ± {statistics.stdev(values):.1f}, {len(values)} seeds" if len(values) > 1 else ""
+        only_here = f" (as {same})" if same not in (row["id"], row["run_as"]) else ""
+        texts.append(f"{scale} {statistics.mean(values):.1f}{spread}{only_here}")
     if row["run_as"] != row["id"] and figure == "AP":
         texts.append(f"= {row['run_as']}")
     return "; ".join(texts) or "–"

@@ -19,6 +19,9 @@ class Published:
     APl: float
 
 
+FIGURES = tuple(Published.__dataclass_fields__)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Row:
     """A row of one of the paper's tables.
@@ -27,8 +30,8 @@ class Row:
         id: reads ``table/row``.
         title: how it is called in legends.
         published: the paper's figures; ``published_masks`` those of instance masks, for Mask R-CNN.
-        method, backbone, schedule: Table 1's columns as it prints them; the ablations are all of one detector.
-        settings: the columns that the row's table has besides, such as Table 3's weight, as it prints them.
+        method, backbone, schedule: Table 1's columns, names spelt alike; the ablations are all of one detector.
+        settings: the columns that the row's table has besides, such as Table 3's weight.
         gain: the difference in AP to the row's baseline where the paper prints it, in brackets; ``mask_gain`` likewise.
     """
 

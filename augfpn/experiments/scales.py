@@ -190,14 +190,14 @@ def run_as(experiment: str, scale: str) -> str:
     """
     if scale not in SCALES:
         raise UserError(unknown("scale", scale, SCALES))
-    wanted = _at_scale(find_experiment(experiment).id, scale)
+    wanted = at_scale(find_experiment(experiment).id, scale)
     rows = sorted(EXPERIMENTS.values(), key=lambda row: row.table == "table1")
-    return next(row.id for row in rows if _at_scale(row.id, scale) == wanted)
+    return next(row.id for row in rows if at_scale(row.id, scale) == wanted)
 
 
 @cache
-def _at_scale(experiment: str, scale: str) -> tuple[AnyDetectorConfig, TrainingConfig]:
-    """What is run: the model and the training."""
+def at_scale(experiment: str, scale: str) -> tuple[AnyDetectorConfig, TrainingConfig]:
+    """What is run for an experiment at a scale: the model and the training."""
     described = EXPERIMENTS[experiment]
     return SCALES[scale].model(described.model), SCALES[scale].training_of(described)
 
@@ -252,7 +252,7 @@ def plan(
     if overfit is not None:
         data_config = replace(data_config, flip_probability=0.0)
     name = run_as(experiment, scale)
-    model, training = _at_scale(name, scale)
+    model, training = at_scale(name, scale)
     data_config = replace(data_config, masks=model.needs_masks)
     if steps is not None:
         training = replace(training, steps=steps, epochs=None)

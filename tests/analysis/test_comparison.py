@@ -92,3 +92,14 @@ def test_the_tables_of_runs_are_one_if_it_has_them_all(tmp_path):
     assert tables_with([baseline, gap]) == ["table4"]
     assert tables_with([baseline, full, fcos]) == ["table1"]
     assert tables_with([cs, gap]) == ["table2", "table4"]
+
+
+def test_a_model_that_was_changed_is_not_compared_with_a_baseline_that_was_not(tmp_path):
+    made_up_run(tmp_path / "a", "table2/baseline", 0.30, backbone_weights="a1_in1k")
+    made_up_run(tmp_path / "b", "table2/cs", 0.35, backbone_weights="a1_in1k")
+    assert comparison(find_runs(tmp_path), "table2").set_index("experiment").loc["table2/cs", "gain"] == 5
+    made_up_run(tmp_path / "c", "table2/srs", 0.35)
+    with pytest.raises(UserError, match=r"backbone.weights: None → a1_in1k, and not at all"):
+        find_runs(tmp_path)
+    runs = [Run(path.parent) for path in sorted(tmp_path.rglob("run.json"))]
+    assert comparison(runs, "table2").set_index("experiment").loc[["table2/srs"], "gain"].isna().all()

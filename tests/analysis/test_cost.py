@@ -160,7 +160,7 @@ def test_augfpn_adds_the_same_to_every_detector_of_table_1(experiment):
 
 def test_the_command_prints_a_row_for_each_experiment_and_writes_the_parts(tmp_path, capsys):
     file = tmp_path / "cost.json"
-    cost_command(["table2/baseline", "table2/srs"], json=file)
+    cost_command(["table2/baseline", "table2/srs"], out=file)
     _, baseline, srs, conditions, written = capsys.readouterr().out.splitlines()
     assert baseline.split() == ["table2/baseline", "41.70", "230.24"]
     assert srs.split() == ["table2/srs", "41.98", "+0.27", "256.84", "+26.59"]

@@ -1,9 +1,12 @@
+import json
+
 import pytest
 import torch
 from torchvision.ops import roi_align
 
 from augfpn.analysis.semantic_gap import (
     ObjectFeatures,
+    check_same_objects,
     gap_between,
     linear_cka,
     object_features,
@@ -11,7 +14,7 @@ from augfpn.analysis.semantic_gap import (
     train_probe,
 )
 from augfpn.data.loading import Batch, evaluation_batches, open_dataset
-from augfpn.engine import train
+from augfpn.engine import Run, train
 from augfpn.errors import UserError
 from augfpn.experiments import plan
 from augfpn.structures import Images, Targets
@@ -136,6 +139,9 @@ def test_images_without_objects_are_no_error_unless_there_is_no_object_at_all(sm
     empty = Batch(images, Targets.pad([torch.zeros(0, 4)], [torch.zeros(0, dtype=torch.int64)]), (1,), images.sizes)
     with pytest.raises(UserError, match="these images have none"):
         object_features(small_model("table2/baseline"), [empty], CPU)
+    one = Targets.pad([torch.tensor([[4.0, 6.0, 40.0, 50.0]])], [torch.tensor([3])])
+    with pytest.raises(UserError, match="these images have 1"):
+        object_features(small_model("table2/baseline"), [Batch(images, one, (1,), images.sizes)], CPU)
     config = plan("table2/baseline", "smoke").data
     batches = list(evaluation_batches(open_dataset(config, "val"), config, batch_size=4))
     with_empty = object_features(small_model("table2/baseline"), [empty, *batches], CPU)
@@ -164,3 +170,24 @@ def test_the_gap_of_a_run_at_its_end_and_along_its_training(tmp_path, experiment
     assert not torch.equal(earlier.cka, ends["probe"].cka)
     fewer = semantic_gaps(run, CPU, num_images=1)["probe"]
     assert 0 < fewer.num_rois < earlier.num_rois
+
+
+def test_what_is_not_defined_is_null_in_json():
+    features = torch.ones(3, 2, 4)
+    gap = gap_between(ObjectFeatures(features, torch.ones(3).long(), None, LEVELS), torch.ones(3, 2).long(), "probe")
+    content = json.loads(json.dumps(gap.to_dict(), allow_nan=False))
+    assert content["cka"] == [[None, None], [None, None]]
+    assert content["means"]["cka"] is None
+    assert content["means"]["accuracy"] == 1
+
+
+def test_runs_whose_objects_are_not_the_same_or_were_trained_on_are_refused(tmp_path):
+    runs = [
+        Run.create(tmp_path / name, plan("table2/cs", "smoke", **changes), ())
+        for name, changes in (("a", {}), ("b", {"seed": 1}), ("c", {"data": "/somewhere"}), ("d", {"overfit": 2}))
+    ]
+    check_same_objects(runs[:2])
+    with pytest.raises(UserError, match=r"cannot be compared: data\.root"):
+        check_same_objects(runs[:3])
+    with pytest.raises(UserError, match="trained on its validation images"):
+        semantic_gaps(runs[3], CPU)

@@ -81,6 +81,28 @@ def test_kept_checkpoints_are_the_model_along_its_training(tmp_path):
         shorter.load_model(CPU, 2)
 
 
+def test_a_run_that_keeps_its_checkpoints_keeps_them_when_it_goes_on(tmp_path):
+    config = plan("table2/baseline", "smoke", steps=8)
+    run = train(config, tmp_path / "run", keep_checkpoints=True, device=CPU)
+    # As if it had been killed in its last step.
+    run.weights.unlink()
+    (run.path / "checkpoints" / "step_00000006.pt").unlink()
+    train(config, tmp_path / "run", resume=True, device=CPU)
+    assert run.checkpoint_steps == (2, 4, 6)
+
+
+def test_a_run_of_a_row_that_has_become_the_same_model_as_another_is_still_itself(tmp_path):
+    config = plan("table2/baseline", "smoke")
+    run = train(config, tmp_path / "run", device=CPU)
+    description = run.path / "run.json"
+    description.write_text(description.read_text().replace("table2/baseline", "table1/faster_rcnn_r50_fpn_1x"))
+    assert run.config == config
+    train(plan("table1/faster_rcnn_r50_fpn_1x", "smoke"), run.path, resume=True, device=CPU)
+    description.write_text(description.read_text().replace("table1/faster_rcnn_r50_fpn_1x", "table9/nothing"))
+    with pytest.raises(RunError, match=r"run\.json cannot be read: There is no experiment 'table9/nothing'"):
+        _ = run.config
+
+
 def test_resuming_a_finished_run_changes_nothing(finished):
     before = finished.weights.stat().st_mtime_ns
     train(finished.config, finished.path, resume=True, device=CPU)

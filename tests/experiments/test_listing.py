@@ -1,3 +1,6 @@
+import pytest
+
+from augfpn.errors import UserError
 from augfpn.experiments import EXPERIMENTS, PAPER, plan
 from augfpn.experiments.listing import FIGURES, Result, as_text, entries
 
@@ -40,17 +43,20 @@ def test_the_text_has_the_mean_of_the_seeds_and_leaves_other_trainings_out():
             [
                 result("table2/cs", 0.50),
                 result("table2/cs", 0.52, seed=1),
+                # Not the scale's own training, not its data, and the same seed again.
                 result("table2/cs", 0.10, steps=7),
+                result("table2/cs", 0.10, data="/somewhere"),
+                result("table2/cs", 0.10),
                 result("table2/cs", 0.01, scale="smoke"),
                 result("table1/mask_rcnn_r50_fpn_1x", 0.3),
             ]
         )
     )
-    rows = {line.split("  ")[0]: line for line in text.splitlines()}
-    assert rows["table2/cs"].endswith("micro 51.0 ± 1.4, 2 runs; smoke 1.0")
-    assert rows["table3/all_level_0.25 (5)"].endswith("; = table2/cs")
+    rows = {line.split(" ")[0]: line for line in text.splitlines()}
+    assert rows["table2/cs"].endswith("micro 51.0 ± 1.4, 2 seeds; smoke 1.0")
+    assert rows["table3/all_level_0.25"].endswith("; = table2/cs")
     assert rows["table1/quoted_yolov2"].endswith("quoted")
-    assert rows["table2/rfa (4)"].endswith("–")
+    assert rows["table2/rfa"].endswith("–")
     lines = text.splitlines()
     boxes = lines.index(rows["table1/mask_rcnn_r50_fpn_1x"])
     assert lines[boxes].endswith("micro 30.0")
@@ -59,3 +65,23 @@ def test_the_text_has_the_mean_of_the_seeds_and_leaves_other_trainings_out():
     assert "37.5 [+1.6]" in text
     assert "23.31" in text
     assert "(1) AP50 to APl" in text
+
+
+def test_at_the_papers_scale_any_folder_can_be_coco_and_folders_are_not_mixed():
+    runs = [result("table2/cs", ap, scale="paper", data=data) for ap, data in ((0.3, "/coco"), (0.4, "/others"))]
+    text = as_text(entries(runs))
+    assert next(line for line in text.splitlines() if line.startswith("table2/cs ")).endswith("paper 30.0; paper 40.0")
+
+
+def test_a_result_of_a_model_that_is_the_same_at_one_scale_only_says_as_what_it_was_run():
+    text = as_text(entries([result("table1/faster_rcnn_x101_64x4d_fpn_1x", 0.4)]))
+    rows = {line.split(" ")[0]: line for line in text.splitlines()}
+    assert rows["table1/faster_rcnn_x101_32x4d_fpn_1x"].endswith("micro 40.0")
+    assert rows["table1/faster_rcnn_x101_64x4d_fpn_1x"].endswith("micro 40.0 (as table1/faster_rcnn_x101_32x4d_fpn_1x)")
+
+
+def test_a_result_without_figures_is_refused():
+    metrics = dict.fromkeys([*FIGURES, *(f"mask_{name}" for name in FIGURES)], 0.5)
+    del metrics["AP75"], metrics["mask_AP"]
+    with pytest.raises(UserError, match="runs/x has no figures AP75, mask_AP"):
+        Result(path="runs/x", config=plan("table1/mask_rcnn_r50_fpn_1x", "micro"), metrics=metrics)
