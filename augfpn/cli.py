@@ -32,6 +32,7 @@ app.add_typer(data_app, name="data")
 
 ExperimentId = Annotated[str, typer.Argument(help="An id from `augfpn list`, such as table2/cs+rfa+srs.")]
 ScaleName = Annotated[str, typer.Option(help=f"One of {', '.join(SCALES)}.")]
+JsonFile = Annotated[Optional[Path], typer.Option("--out", help="A file for all numbers, with their provenance.")]  # noqa: UP045
 Device = Annotated[Optional[str], typer.Option(help="cpu, cuda, cuda:1 …; by default a GPU where there is one.")]  # noqa: UP045
 
 
@@ -226,7 +227,29 @@ def cost(
         print(write_json(out, {id: ours.to_dict() for id, ours in costs.items()}, indent=1))
 
 
-JsonFile = Annotated[Optional[Path], typer.Option("--out", help="A file for all numbers, with their provenance.")]  # noqa: UP045
+@app.command()
+def compare(
+    folder: Annotated[Path, typer.Argument(help="Where evaluated runs are, of one scale and data.")] = Path("runs"),
+    scale: Annotated[Optional[str], typer.Option(help="Only runs of this scale.")] = None,  # noqa: UP045
+    draws: Annotated[int, typer.Option(min=100, help="Of the bootstrap.")] = 1000,
+    file: JsonFile = None,
+) -> None:
+    """Which differences in AP to the baseline are larger than the noise: 95 % intervals of the paired bootstrap."""
+    import torch
+
+    from augfpn.analysis.comparison import find_runs
+    from augfpn.analysis.significance import differences_to_baselines
+
+    found = differences_to_baselines(find_runs(folder, scale), draws)
+    if not found:
+        raise UserError(f"There is no run in {folder} with the same seed as a run of its baseline.")
+    print(f"{'':40}{'AP over the baseline':28}{'seeds':8}paper")
+    for id, difference in found.items():
+        row = find_experiment(id)
+        paper = row.published.AP - find_experiment(row.baseline).published.AP
+        verdict = "" if difference.is_clear else "   within the noise"
+        print(f"{id:40}{difference!s:28}{difference.num_seeds:<8}{paper:+.1f}{verdict}")
+    _write(file, {"differences": {id: vars(difference) for id, difference in found.items()}}, torch.device("cpu"))
 
 
 @app.command()

@@ -211,3 +211,9 @@ def test_what_a_run_is_asked_is_printed_and_written_with_its_provenance(run, tmp
     done = augfpn("figure4", tmp_path)
     assert done.returncode != 0
     assert "is not a run" in done.stderr
+
+
+def test_compare_needs_a_run_of_the_baseline(run, tmp_path):
+    done = augfpn("compare", run.parent)
+    assert done.returncode != 0
+    assert "no run" in done.stderr

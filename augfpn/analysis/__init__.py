@@ -5,16 +5,20 @@ from augfpn.analysis.cost import Cost, cost, cost_of_experiment
 from augfpn.analysis.level_ratios import LevelRatios, level_ratios
 from augfpn.analysis.runtime import Runtime, measure_runtimes
 from augfpn.analysis.semantic_gap import SemanticGap, semantic_gaps
+from augfpn.analysis.significance import Difference, differences_to_baselines, paired_difference
 
 __all__ = [
     "Cost",
+    "Difference",
     "LevelRatios",
     "Runtime",
     "SemanticGap",
     "comparison",
     "cost",
     "cost_of_experiment",
+    "differences_to_baselines",
     "level_ratios",
     "measure_runtimes",
+    "paired_difference",
     "semantic_gaps",
 ]
