@@ -132,6 +132,23 @@ def predict(
 
 
 @app.command()
+def submission(
+    run: Path,
+    images: Annotated[Path, typer.Option(help="The folder of the images, such as test2017.")],
+    info: Annotated[Path, typer.Option(help="COCO's list of them, such as image_info_test-dev2017.json.")],
+    name: Annotated[str, typer.Option(help="Of the algorithm.")],
+    out: Annotated[Path, typer.Option(help="The folder for the archive.")] = Path(),
+    kind: Annotated[Literal["bbox", "segm"], typer.Option(help="Boxes or masks.")] = "bbox",
+    device: Device = None,
+) -> None:
+    """Writes detections in the format of COCO's server for test-dev (which answers no more)."""
+    from augfpn.engine import Run
+    from augfpn.engine.submission import write_submission
+
+    print(write_submission(Run.open(run), images, info, name, out, _device(device), kind=kind))
+
+
+@app.command()
 def report(
     runs: Annotated[list[Path], typer.Argument(help="Evaluated runs of one scale.")],
     out: Annotated[Path, typer.Option(help="The page to write.")] = Path("report.html"),

@@ -28,19 +28,23 @@ class CocoDataset:
         annotations: the JSON file.
         strict: refuse faulty objects.
         masks: samples carry instance masks.
+        annotated: False for a file that only names images and categories; there are no objects then.
 
     Attributes:
         categories: in the order of their ids, whatever the ids are; a category's position plus 1 is its label.
         problems: the objects that were dropped or cut, and why.
     """
 
-    def __init__(self, folder: Path, annotations: Path, strict: bool = False, masks: bool = False) -> None:
-        content = read_annotations(annotations, masks)
+    def __init__(
+        self, folder: Path, annotations: Path, strict: bool = False, masks: bool = False, annotated: bool = True
+    ) -> None:
+        content = read_annotations(annotations, masks, annotated)
         refuse_any(annotations, _image_problems(folder, content.images))
         if strict:
             refuse_any(annotations, content.problems)
         self.folder = folder
         self.annotations = annotations
+        self.annotated = annotated
         self.masks = masks
         self.categories = content.categories
         self.problems = content.problems
@@ -84,7 +88,7 @@ class CocoDataset:
 
     def ground_truth(self) -> dict[str, Any]:
         # Read again: the evaluation needs every field, and training need not carry them.
-        content = read_annotations(self.annotations, self.masks)
+        content = read_annotations(self.annotations, self.masks, self.annotated)
         # Ids from 1, because COCO's evaluation takes an annotation of id 0 for no match.
         return {
             "info": content.info,

@@ -57,12 +57,13 @@ class CocoContent:
     problems: list[DataProblem]
 
 
-def read_annotations(path: Path, masks: bool = False) -> CocoContent:
+def read_annotations(path: Path, masks: bool = False, annotated: bool = True) -> CocoContent:
     """Reads an annotation file. What cannot be used is a DataError that names the file, the entry and the field.
 
-    With ``masks``, an object without a usable one is a problem and dropped; without, nobody looks at them.
+    With ``masks``, an object without a usable one is a problem and dropped; without, nobody looks at them. Not
+    ``annotated``: only its images and categories are read, as of COCO's ``image_info`` files.
     """
-    content = _load(path)
+    content = _load(path, () if annotated else ("annotations",))
     categories = _collect(path, content["categories"], "categories", _category)
     if not categories:
         raise DataError(f"{path}: the list 'categories' is empty; the number of classes is taken from it.")
@@ -114,7 +115,7 @@ def refuse_any(path: Path, problems: Sequence[DataProblem]) -> None:
         raise DataError(f"{path}: {len(problems)} problem{'s' if len(problems) > 1 else ''}:{lines}{more}")
 
 
-def _load(path: Path) -> dict[str, Any]:
+def _load(path: Path, ignored: Sequence[str] = ()) -> dict[str, Any]:
     if not path.is_file():
         raise DataError(f"{path}: there is no such file.")
     text = path.read_bytes()
@@ -126,6 +127,7 @@ def _load(path: Path) -> dict[str, Any]:
         raise DataError(f"{path}: not valid JSON ({error}); the file may be truncated.") from error
     if not isinstance(content, dict):
         raise DataError(f"{path}: expected an object with images, annotations and categories, not {_shown(content)}.")
+    content |= {name: [] for name in ignored}
     for name in ("images", "annotations", "categories"):
         if not isinstance(content.get(name), list):
             raise DataError(f"{path}: the field {name!r} is missing or not a list.")

@@ -10,9 +10,10 @@ from typing import Any, Literal
 
 import torch
 
-from augfpn.data.dataset import Category
+from augfpn.data.dataset import Category, DetectionDataset
 from augfpn.data.loading import evaluation_batches, open_dataset
 from augfpn.data.segmentations import encode
+from augfpn.detectors.detector import Detector
 from augfpn.engine.runs import Run
 
 try:
@@ -35,18 +36,13 @@ def evaluate(run: Run, device: torch.device, batch_size: int = 8) -> dict[str, A
     batch are padded to the same size, on which the detections depend a little; ``batch_size`` 1 pads each to the next
     multiple of 32, as the release does.
     """
-    config, workers = run.config, run.config.training.num_workers
+    config = run.config
     model = run.load_model(device)
     dataset = open_dataset(config.data, "val")
     # Only the ground truth needs the masks; those of a batch are large.
     images = open_dataset(replace(config.data, masks=False), "val") if config.data.masks else dataset
     started = time.perf_counter()
-    results = []
-    for batch in evaluation_batches(images, config.data, batch_size=batch_size, num_workers=workers):
-        detections = model.detect(batch.images.to(device))
-        found = detections.per_image(batch.images.sizes, batch.original_sizes)
-        for image_id, of_image in zip(batch.image_ids, found, strict=True):
-            results += coco_results(image_id, of_image, run.categories)
+    results = detect_all(run, model, images, device, batch_size)
     seconds = time.perf_counter() - started
     truth = dataset.ground_truth()
     metrics = coco_metrics(truth, results)
@@ -54,6 +50,20 @@ def evaluate(run: Run, device: torch.device, batch_size: int = 8) -> dict[str, A
         metrics |= dict(zip(MASK_FIGURES, coco_metrics(truth, results, "segm").values(), strict=True))
     run.write_results({**metrics, "num_images": len(dataset), "seconds": seconds}, results)
     return metrics
+
+
+def detect_all(
+    run: Run, model: Detector, dataset: DetectionDataset, device: torch.device, batch_size: int
+) -> list[dict[str, Any]]:
+    """What a run's model finds on every image of a data set, as results in COCO's format."""
+    results = []
+    workers = run.config.training.num_workers
+    for batch in evaluation_batches(dataset, run.config.data, batch_size=batch_size, num_workers=workers):
+        detections = model.detect(batch.images.to(device))
+        found = detections.per_image(batch.images.sizes, batch.original_sizes)
+        for image_id, of_image in zip(batch.image_ids, found, strict=True):
+            results += coco_results(image_id, of_image, run.categories)
+    return results
 
 
 def coco_results(
