@@ -9,15 +9,18 @@ import numpy as np
 import pandas as pd
 import seaborn as sns
 from matplotlib.figure import Figure as MatplotlibFigure
+from matplotlib.ticker import NullLocator
 from torch import Tensor
 
+from augfpn.analysis.comparison import is_ablation
 from augfpn.analysis.level_ratios import LEVELS, LevelRatios
 from augfpn.engine.runs import Run
-from augfpn.experiments.paper import find_experiment
+from augfpn.experiments.paper import EXPERIMENTS, find_experiment
 from augfpn.visuals.drawing import draw_detections
 
 # Columns of metrics.jsonl that are not the loss of one component.
 _NO_LOSS = {"step", "epoch", "seconds", "learning_rate", "gradient_norm", "loss"}
+_GAIN = "AP points over the baseline"
 
 
 class Figure(MatplotlibFigure):
@@ -52,13 +55,15 @@ def training_curves(runs: Sequence[Run]) -> Figure:
             own = [column for column in _losses(history) if "aux" not in column]
             history["detector's loss"] = history[own].sum(axis=1)
             frames.append(history.assign(model=name_of(run)))
-    figure = Figure(figsize=(10, 3.2), layout="constrained")
+    figure = Figure(figsize=(11, max(3.2, 1 + 0.25 * len(frames))), layout="constrained")
     axes = figure.subplots(1, 2)
     if frames:
         history = pd.concat(frames, ignore_index=True)
         for axis, column in zip(axes, ("detector's loss", "learning_rate"), strict=True):
             sns.lineplot(history, x="step", y=column, hue="model", style="model", palette="colorblind", ax=axis)
+        axes[0].legend_.remove()
         axes[1].set_ylabel("learning rate")
+        sns.move_legend(axes[1], "upper left", bbox_to_anchor=(1, 1), title="")
     return figure
 
 
@@ -77,18 +82,62 @@ def losses_by_component(run: Run) -> Figure:
 
 
 def ap_beside_paper(table: pd.DataFrame) -> Figure:
-    """The difference to the baseline of every row, ours beside the paper's: AP itself differs with the scale."""
-    long = table.melt(["method"], ["gain", "paper gain"], var_name="whose", value_name="AP points over the baseline")
-    long["whose"] = long["whose"].map({"gain": "ours", "paper gain": "the paper's"})
-    figure = Figure(figsize=(8, 3.4), layout="constrained")
+    """The difference to its baseline of every row, ours beside the paper's: AP itself differs with the scale.
+
+    Ours are means over the seeds, with their standard deviation. Baselines and quoted rows are left out.
+    """
+    rows = table[table["experiment"].map(is_ablation)]
+    long = _ours_and_papers(rows, ["method"])
+    figure = Figure(figsize=(8, 1 + 0.38 * rows["method"].nunique()), layout="constrained")
     axis = figure.subplots()
-    sns.barplot(
-        long, x="method", y="AP points over the baseline", hue="whose", palette="colorblind", errorbar="sd", ax=axis
-    )
-    axis.axhline(0, color="black", linewidth=0.8)
-    axis.set(xlabel="", title="What each component adds")
-    axis.tick_params(axis="x", rotation=20)
+    sns.barplot(long, x=_GAIN, y="method", hue="whose", palette="colorblind", errorbar="sd", ax=axis)
+    axis.axvline(0, color="black", linewidth=0.8)
+    axis.set(ylabel="")
+    sns.move_legend(axis, "upper left", bbox_to_anchor=(1, 1), title="")
     return figure
+
+
+def gain_over_weight(table: pd.DataFrame) -> Figure:
+    """Table 3: the gain in AP over λ, ours beside the paper's; a line for the supervision of a single level and of all.
+
+    Ours are means over the seeds, with their standard deviation; no line where nothing was run.
+    """
+    settings = [EXPERIMENTS[id].settings for id in table["experiment"]]
+    rows = table.assign(supervision=[row["Setting"] for row in settings])
+    rows["λ"] = [float(row["λ"]) for row in settings]
+    long = _ours_and_papers(rows[rows["λ"] > 0], ["λ", "supervision"])
+    figure = Figure(figsize=(9, 3.4), layout="constrained")
+    axes = figure.subplots(1, 2, sharey=True)
+    levels = ["all level", "single level"]
+    for axis, whose in zip(axes, ("ours", "the paper's"), strict=True):
+        chosen = long[long["whose"] == whose]
+        sns.lineplot(
+            chosen,
+            x="λ",
+            y=_GAIN,
+            hue="supervision",
+            hue_order=levels,
+            style="supervision",
+            style_order=levels,
+            palette="colorblind",
+            markers=True,
+            errorbar="sd",
+            err_style="bars",
+            ax=axis,
+        )
+        axis.axhline(0, color="black", linewidth=0.8)
+        axis.set(title=whose, xscale="log", xticks=sorted(long["λ"].unique()))
+        axis.xaxis.set_major_formatter("{x:g}")
+        axis.xaxis.set_minor_locator(NullLocator())
+        if chosen[_GAIN].isna().all():
+            axis.text(0.5, 0.6, "not run", ha="center", transform=axis.transAxes)
+    return figure
+
+
+def _ours_and_papers(rows: pd.DataFrame, by: list[str]) -> pd.DataFrame:
+    """Gains in long form, with ``whose`` they are."""
+    long = rows.melt(by, ["gain", "paper gain"], var_name="whose", value_name=_GAIN).astype({_GAIN: float})
+    return long.assign(whose=long["whose"].map({"gain": "ours", "paper gain": "the paper's"}))
 
 
 def level_ratio_bars(ratios: LevelRatios) -> Figure:
