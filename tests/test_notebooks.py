@@ -16,7 +16,14 @@ from augfpn.errors import UserError
 from augfpn.parameters import ExperimentParameters, TableParameters, read_parameters
 
 NOTEBOOKS = Path(__file__).parent.parent / "notebooks"
-PARAMETERS = {"experiment": ExperimentParameters, "table2_components": TableParameters}
+PARAMETERS = {
+    "experiment": ExperimentParameters,
+    "table1_main_results": TableParameters,
+    "table2_components": TableParameters,
+    "table3_consistent_supervision": TableParameters,
+    "table4_residual_feature_augmentation": TableParameters,
+    "table5_soft_roi_selection": TableParameters,
+}
 
 
 def papermill(notebook, copy, *arguments):
