@@ -19,14 +19,15 @@ from augfpn.experiments.scales import at_scale, run_as
 MASK_AP = "mask AP"
 
 
-def find_runs(root: Path | str, scale: str | None = None) -> list[Run]:
-    """All evaluated runs in or below ``root``, of a scale or of any.
+def find_runs(root: Path | str, scale: str | None = None, table: str | None = None) -> list[Run]:
+    """All evaluated runs in or below ``root``, of a scale or of any, and with a row in a table or in any.
 
     A UserError if there are none, or if they cannot be compared with one another.
     """
     runs = [run for run in evaluated_runs(root) if scale in (None, run.config.scale)]
+    runs = runs if table is None else runs_in(table, runs)
     if not runs:
-        wanted = f"evaluated run of scale {scale!r}" if scale else "evaluated run"
+        wanted = "evaluated run" + (f" of scale {scale!r}" if scale else "") + (f" of {table}" if table else "")
         raise UserError(f"There is no {wanted} in {root}; name the folder of your runs, or make some with `make demo`.")
     check_comparable(runs)
     return runs

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -14,6 +15,7 @@ from torch import Tensor
 
 from augfpn.analysis.comparison import is_ablation
 from augfpn.analysis.level_ratios import LEVELS, LevelRatios
+from augfpn.analysis.semantic_gap import MEASURES, MeasuredGap
 from augfpn.engine.runs import Run
 from augfpn.experiments.paper import EXPERIMENTS, find_experiment
 from augfpn.visuals.drawing import draw_detections
@@ -140,6 +142,120 @@ def _ours_and_papers(rows: pd.DataFrame, by: list[str]) -> pd.DataFrame:
     return long.assign(whose=long["whose"].map({"gain": "ours", "paper gain": "the paper's"}))
 
 
+def semantic_gap_matrices(gaps: Sequence[MeasuredGap]) -> Figure:
+    """A column for each gap, a row for each measure: every level against every other one."""
+    figure = Figure(figsize=(1.2 + 2.5 * len(gaps), 7), layout="constrained")
+    axes = figure.subplots(len(MEASURES), len(gaps), squeeze=False)
+    for row, (measure, name) in zip(axes, MEASURES.items(), strict=True):
+        # Cosines have a sign.
+        colours, least = ("vlag", -1) if measure == "cosine" else ("cividis", 0)
+        for axis, one in zip(row, gaps, strict=True):
+            matrix = pd.DataFrame(getattr(one.gap, measure).numpy(), one.gap.levels, one.gap.levels)
+            last = axis is row[-1]
+            sns.heatmap(
+                matrix, cmap=colours, vmin=least, vmax=1, annot=True, fmt=".2f", square=True, cbar=last, ax=axis
+            )
+            axis.tick_params(rotation=0)
+        row[0].set_ylabel(name)
+    for axis, one in zip(axes[0], gaps, strict=True):
+        axis.set_title(name_of(one.run), fontsize=10)
+    return figure
+
+
+def semantic_gap_means(table: pd.DataFrame) -> Figure:
+    """A panel for each measure, a bar for each method: means over the seeds, which are the dots."""
+    methods = list(table["method"].unique())
+    figure = Figure(figsize=(11, 1.4 + 0.35 * len(methods)), layout="constrained")
+    axes = figure.subplots(1, len(MEASURES), sharey=True)
+    for axis, measure in zip(axes, MEASURES.values(), strict=True):
+        blue = sns.color_palette("colorblind")[0]
+        sns.barplot(table, x=measure, y="method", order=methods, color=blue, alpha=0.6, errorbar=None, ax=axis)
+        sns.stripplot(table, x=measure, y="method", order=methods, color="black", size=4, jitter=False, ax=axis)
+        axis.axvline(0, color="black", linewidth=0.8)
+        axis.set_ylabel("")
+    return figure
+
+
+def accuracy_by_level(table: pd.DataFrame) -> Figure:
+    """How much the classifier gets right in each level: means over the seeds, with their standard deviation."""
+    levels = [name for name in table.columns if name[0] == "M" and name[1:].isdigit()]
+    long = table.melt(["method", "classifier"], sorted(levels), var_name="level", value_name="share that is right")
+    figure = Figure(figsize=(8, 3.4), layout="constrained")
+    axis = figure.subplots()
+    sns.lineplot(
+        long.dropna(),
+        x="level",
+        y="share that is right",
+        hue="method",
+        style="classifier",
+        palette="colorblind",
+        markers=True,
+        errorbar="sd",
+        err_style="bars",
+        ax=axis,
+    )
+    axis.set_ylim(0, 1)
+    sns.move_legend(axis, "upper left", bbox_to_anchor=(1, 1))
+    return figure
+
+
+def semantic_gap_along(table: pd.DataFrame) -> Figure:
+    """A panel for each measure and one for accuracy, over the steps; means over the seeds, with their extremes."""
+    figure = Figure(figsize=(13, 3.2), layout="constrained")
+    measures = [*MEASURES.values(), "right"]
+    axes = figure.subplots(1, len(measures))
+    for axis, measure in zip(axes, measures, strict=True):
+        sns.lineplot(
+            table,
+            x="step",
+            y=measure,
+            hue="method",
+            style="method",
+            palette="colorblind",
+            markers=True,
+            errorbar=("pi", 100),
+            ax=axis,
+        )
+        axis.legend_.remove()
+    axes[-1].legend(loc="upper left", bbox_to_anchor=(1, 1))
+    return figure
+
+
+def runtime_ratios(measured: dict[str, Any]) -> Figure:
+    """Of `augfpn.analysis.runtime.to_dict`: times over the baseline's, ours with the range of the rounds."""
+    figure = Figure(figsize=(10, 1.6 + 0.4 * len(measured["runs"])), layout="constrained")
+    axes = figure.subplots(1, 2, sharey=True)
+    markers: list[Any] = ["o", "D"]
+    for axis, kind in zip(axes, ("training", "inference"), strict=True):
+        rows = []
+        for id, entry in measured["runs"].items():
+            name, ratio = find_experiment(id).title, f"{kind}_time_ratio"
+            rows += [(name, "ours, median and range", value) for value in entry.get(ratio, {}).values()]
+            rows += [(name, "the paper's", value) for value in [entry.get("paper", {}).get(ratio)] if value]
+        long = pd.DataFrame(rows, columns=["method", "whose", "ratio"])
+        sns.pointplot(
+            long,
+            x="ratio",
+            y="method",
+            hue="whose",
+            palette="colorblind",
+            hue_order=["ours, median and range", "the paper's"],
+            markers=markers,
+            linestyle="none",
+            dodge=True,
+            estimator="median",
+            errorbar=("pi", 100),
+            ax=axis,
+        )
+        axis.axvline(1, color="black", linewidth=0.8)
+        axis.set(xlabel=f"{kind} time over the baseline's", ylabel="")
+        if axis.legend_ is not None:
+            axis.legend_.remove()
+    if len(rows):
+        axes[1].legend(loc="upper left", bbox_to_anchor=(1, 1))
+    return figure
+
+
 def level_ratio_bars(ratios: LevelRatios) -> Figure:
     """Figure 4: a panel for the RoIs of each level, a bar for the share of each level."""
     figure = Figure(figsize=(11, 2.8), layout="constrained")
@@ -170,7 +286,14 @@ def side_by_side(
 def weight_maps(
     crops: Sequence[Tensor], weights: Tensor, titles: Sequence[str], names: Sequence[str] = LEVELS
 ) -> Figure:
-    """A row for each crop ``(3, h, w)``: the crop itself, then its fusion's weight maps ``weights (N, L, S, S)``."""
+    """A row for each crop ``(3, h, w)``: the crop itself, then its fusion's weight maps ``weights (N, L, S, S)``.
+
+    Says so where there is nothing to show.
+    """
+    if not crops:
+        figure = Figure(figsize=(4, 0.6))
+        figure.text(0.5, 0.5, "no weights to show", ha="center", va="center")
+        return figure
     figure = Figure(figsize=(1.9 * (1 + len(names)), 1.9 * len(crops)), layout="constrained")
     axes = figure.subplots(len(crops), 1 + len(names), squeeze=False)
     for row, (crop, maps) in enumerate(zip(crops, weights, strict=True)):
