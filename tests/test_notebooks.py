@@ -132,7 +132,7 @@ def runs(tmp_path_factory):
     return folder
 
 
-# Each starts a kernel that imports the package: about eight seconds.
+# Each starts a kernel that imports the package, about eight seconds: once for each notebook is enough for every day.
 SLOW = pytest.mark.slow
 
 
@@ -142,14 +142,14 @@ SLOW = pytest.mark.slow
         ("table1_main_results", {"runs": "."}, 1),
         ("semantic_gaps", {"runs": ".", "scale": "smoke", "images": 4}, 4),
         pytest.param("table2_components", {"runs": "."}, 2, marks=SLOW),
-        pytest.param("table3_consistent_supervision", {"runs": "."}, 1, marks=SLOW),
-        pytest.param("table4_residual_feature_augmentation", {"runs": "."}, 1, marks=SLOW),
-        pytest.param("table5_soft_roi_selection", {"runs": "."}, 1, marks=SLOW),
-        pytest.param("figure4_level_ratios", {"run": "augfpn", "images": 4}, 1, marks=SLOW),
+        ("table3_consistent_supervision", {"runs": "."}, 1),
+        ("table4_residual_feature_augmentation", {"runs": "."}, 1),
+        ("table5_soft_roi_selection", {"runs": "."}, 1),
+        ("figure4_level_ratios", {"run": "augfpn", "images": 4}, 1),
         pytest.param("figure4_level_ratios", {"run": "fpn", "images": 4}, 1, marks=SLOW),
-        pytest.param("asf_weights", {"run": "augfpn", "images": 2}, 2, marks=SLOW),
+        ("asf_weights", {"run": "augfpn", "images": 2}, 2),
         pytest.param("asf_weights", {"run": "fpn", "images": 2}, 2, marks=SLOW),
-        pytest.param("runtime", {"runs": ".", "rounds": 2, "steps": 1, "images": 2}, 1, marks=SLOW),
+        ("runtime", {"runs": ".", "rounds": 2, "steps": 1, "images": 2}, 1),
     ],
     ids=str,
 )

@@ -1,7 +1,9 @@
 import pandas as pd
 import pytest
+import torch
 
 from augfpn.analysis.comparison import comparison
+from augfpn.analysis.semantic_gap import MeasuredGap, SemanticGap, gap_table
 from augfpn.engine import Run
 from augfpn.engine.evaluate import FIGURES
 from augfpn.experiments import plan
@@ -62,3 +64,41 @@ def test_what_is_shown_is_rounded_and_has_dashes():
     assert ">0<" in html
     assert ">12.3<" in html
     assert html.count("–") == 2
+
+
+def made_up_gap(run, step, value):
+    matrix = torch.full((2, 2), value, dtype=torch.float64)
+    gap = SemanticGap(("M2", "M3"), matrix, matrix, matrix, torch.tensor([value, value / 2]), 5, "probe")
+    return MeasuredGap(run, step, gap)
+
+
+def test_gaps_are_drawn_as_matrices_means_accuracies_and_curves(runs):
+    for run in runs[:2]:
+        run.record({"step": 10})
+    gaps = [made_up_gap(runs[0], 5, 0.2), made_up_gap(runs[0], None, 0.4), made_up_gap(runs[1], None, 0.8)]
+    table = gap_table(gaps)
+    assert table[["step", "end", "CKA", "M3"]].iloc[1].tolist() == [10, True, pytest.approx(0.4), pytest.approx(0.2)]
+    matrices = plots.semantic_gap_matrices(gaps[1:])
+    assert {text.get_text() for text in matrices.axes[1].texts} == {"0.80"}
+    [bar] = plots.semantic_gap_means(table[table["end"]]).axes[0].patches
+    assert bar.get_width() == pytest.approx(0.6)
+    assert plots.accuracy_by_level(table[table["end"]]).axes[0].lines[0].get_ydata().tolist() == pytest.approx(
+        [0.6, 0.3]
+    )
+    cka = plots.semantic_gap_along(table).axes[0].lines[0]
+    assert cka.get_xydata().tolist() == [[5, pytest.approx(0.2)], [10, pytest.approx(0.6)]]
+
+
+def test_ratios_of_runtimes_are_medians_with_their_range_beside_the_papers():
+    ratio = {"median": 1.3, "least": 1.2, "largest": 1.6}
+    both = {"training_time_ratio": ratio, "inference_time_ratio": ratio}
+    paper = {"training_time_ratio": 1.22, "inference_time_ratio": 1.21}
+    measured = {"runs": {"table2/baseline": {}, "table2/cs": both, "table2/cs+rfa+srs": {**both, "paper": paper}}}
+    training, _ = plots.runtime_ratios(measured).axes
+    places = sorted(x for line in training.lines for x in line.get_xdata())
+    assert {1.2, 1.22, 1.3, 1.6} <= {round(float(x), 6) for x in places if x == x}
+
+
+def test_weight_maps_of_nothing_say_so():
+    [text] = plots.weight_maps([], torch.zeros(0, 4, 1, 1), []).texts
+    assert text.get_text() == "no weights to show"
