@@ -303,21 +303,17 @@ def semantic_gap(
     device: Device = None,
 ) -> None:
     """Measures how far apart the levels are before they are fused: means over all pairs of levels."""
-    from augfpn.analysis.semantic_gap import HEADING, as_line, check_same_objects, semantic_gaps
+    from augfpn.analysis.semantic_gap import HEADING, as_line, check_same_objects, measure_gaps
     from augfpn.engine import Run
 
     opened, used, entries = [Run.open(run) for run in runs], _device(device), []
     check_same_objects(opened)
     print(HEADING)
-    for run in opened:
-        steps: list[int | None] = [*run.checkpoint_steps] if along else []
-        # A run that is still being trained has no end yet.
-        for step in [*steps, *([None] if run.is_trained or not steps else [])]:
-            for gap in semantic_gaps(run, used, step=step, num_images=images).values():
-                print(as_line(run, step, gap), flush=True)
-                config = run.config
-                entry = {"run": str(run.path), "experiment": config.experiment, "scale": config.scale}
-                entries.append({**entry, "seed": config.seed, "step": step, **gap.to_dict()})
+    for one in measure_gaps(opened, used, along=along, num_images=images):
+        print(as_line(one), flush=True)
+        config = one.run.config
+        entry = {"run": str(one.run.path), "experiment": config.experiment, "scale": config.scale}
+        entries.append({**entry, "seed": config.seed, "step": one.step, **one.gap.to_dict()})
     _write(file, {"gaps": entries}, used)
 
 

@@ -15,7 +15,7 @@ from typing import Any, TypeVar, get_args, get_type_hints
 
 from augfpn.errors import UserError
 from augfpn.experiments.config import RunConfig
-from augfpn.experiments.paper import find_experiment, unknown
+from augfpn.experiments.paper import TABLES, find_experiment, unknown
 from augfpn.experiments.scales import SCALES, default_run_path, plan
 
 Parameters = TypeVar("Parameters")
@@ -70,6 +70,66 @@ class TableParameters:
     def __post_init__(self) -> None:
         if self.scale is not None and self.scale not in SCALES:
             raise UserError(unknown("scale", self.scale, SCALES))
+
+
+@dataclass(frozen=True, kw_only=True)
+class SemanticGapParameters(TableParameters):
+    """Parameters of ``semantic_gaps.ipynb``.
+
+    ``table``: only runs with a row in this table (None: all). ``images``: only so many validation and training images.
+    ``along``: also for every checkpoint that was kept.
+    """
+
+    table: str | None = None
+    images: int | None = None
+    along: bool = True
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _check_table(self.table)
+        _at_least_one(self, "images")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RuntimeParameters(TableParameters):
+    """Parameters of ``runtime.ipynb``.
+
+    ``table``: only runs with a row in this table (None: all). How many ``rounds``; timed ``steps`` and ``images`` of a
+    turn (None: the usual ones).
+    """
+
+    table: str | None = None
+    rounds: int = 5
+    steps: int | None = None
+    images: int | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _check_table(self.table)
+        _at_least_one(self, "rounds", "steps", "images")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunParameters:
+    """Parameters of the notebooks that look at one run: its directory, and at how many images (None: all)."""
+
+    run: str
+    images: int | None = None
+
+    def __post_init__(self) -> None:
+        _at_least_one(self, "images")
+
+
+def _check_table(table: str | None) -> None:
+    if table is not None and table not in TABLES:
+        raise UserError(unknown("table", table, TABLES))
+
+
+def _at_least_one(parameters: object, *names: str) -> None:
+    for name in names:
+        value = getattr(parameters, name)
+        if value is not None and value < 1:
+            raise UserError(f"The parameter {name!r} must be at least 1, not {value}.")
 
 
 def read_parameters(kind: type[Parameters], namespace: Mapping[str, Any]) -> Parameters:

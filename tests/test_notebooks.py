@@ -9,14 +9,35 @@ from dataclasses import fields
 from pathlib import Path
 
 import nbformat
+import papermill as papermill_api
 import pytest
+import torch
 
-from augfpn.engine import Run
+from augfpn.engine import Run, evaluate, train
 from augfpn.errors import UserError
-from augfpn.parameters import ExperimentParameters, TableParameters, read_parameters
+from augfpn.experiments import plan
+from augfpn.parameters import (
+    ExperimentParameters,
+    RunParameters,
+    RuntimeParameters,
+    SemanticGapParameters,
+    TableParameters,
+    read_parameters,
+)
 
 NOTEBOOKS = Path(__file__).parent.parent / "notebooks"
-PARAMETERS = {"experiment": ExperimentParameters, "table2_components": TableParameters}
+PARAMETERS = {
+    "experiment": ExperimentParameters,
+    "asf_weights": RunParameters,
+    "figure4_level_ratios": RunParameters,
+    "runtime": RuntimeParameters,
+    "semantic_gaps": SemanticGapParameters,
+    "table1_main_results": TableParameters,
+    "table2_components": TableParameters,
+    "table3_consistent_supervision": TableParameters,
+    "table4_residual_feature_augmentation": TableParameters,
+    "table5_soft_roi_selection": TableParameters,
+}
 
 
 def papermill(notebook, copy, *arguments):
@@ -72,6 +93,21 @@ def test_wrong_parameters_are_refused_with_the_valid_ones(changes, expected):
         read_parameters(ExperimentParameters, {"experiment": "table2/cs", "scale": "smoke", "json": json, **changes})
 
 
+@pytest.mark.parametrize(
+    ("kind", "given", "expected"),
+    [
+        (SemanticGapParameters, {"runs": ".", "table": "table6"}, "no table 'table6'; did you mean 'table"),
+        (SemanticGapParameters, {"runs": ".", "images": 0}, "'images' must be at least 1, not 0"),
+        (RuntimeParameters, {"runs": ".", "rounds": 0}, "'rounds' must be at least 1"),
+        (RuntimeParameters, {"runs": ".", "scale": "huge"}, "no scale 'huge'"),
+        (RunParameters, {"run": ".", "images": -1}, "'images' must be at least 1"),
+    ],
+)
+def test_wrong_parameters_of_the_other_notebooks_are_refused(kind, given, expected):
+    with pytest.raises(UserError, match=expected):
+        read_parameters(kind, given)
+
+
 def test_the_notebooks_run_by_hand_under_papermill(tmp_path):
     done = papermill(
         "experiment", tmp_path / "a.ipynb", "-p", "experiment", "table2/cs+rfa+srs", "-p", "scale", "smoke"
@@ -85,6 +121,46 @@ def test_the_notebooks_run_by_hand_under_papermill(tmp_path):
     done = papermill("table2_components", tmp_path / "b.ipynb", "-p", "runs", "runs", "-p", "scale", "smoke")
     assert done.returncode == 0, done.stderr[-3000:]
     assert len(pictures(tmp_path / "b.ipynb")) == 2
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("runs")
+    for name, id in (("fpn", "table2/baseline"), ("augfpn", "table2/cs+rfa+srs")):
+        run = train(plan(id, "smoke"), folder / name, keep_checkpoints=True, device=torch.device("cpu"))
+        evaluate(run, torch.device("cpu"))
+    return folder
+
+
+# Each starts a kernel that imports the package, about eight seconds: once for each notebook is enough for every day.
+SLOW = pytest.mark.slow
+
+
+@pytest.mark.parametrize(
+    ("name", "parameters", "num_pictures"),
+    [
+        ("table1_main_results", {"runs": "."}, 1),
+        ("semantic_gaps", {"runs": ".", "scale": "smoke", "images": 4}, 4),
+        pytest.param("table2_components", {"runs": "."}, 2, marks=SLOW),
+        ("table3_consistent_supervision", {"runs": "."}, 1),
+        ("table4_residual_feature_augmentation", {"runs": "."}, 1),
+        ("table5_soft_roi_selection", {"runs": "."}, 1),
+        ("figure4_level_ratios", {"run": "augfpn", "images": 4}, 1),
+        pytest.param("figure4_level_ratios", {"run": "fpn", "images": 4}, 1, marks=SLOW),
+        ("asf_weights", {"run": "augfpn", "images": 2}, 2),
+        pytest.param("asf_weights", {"run": "fpn", "images": 2}, 2, marks=SLOW),
+        ("runtime", {"runs": ".", "rounds": 2, "steps": 1, "images": 2}, 1),
+    ],
+    ids=str,
+)
+def test_a_notebook_reads_finished_runs_and_shows_what_it_speaks_of(
+    runs, tmp_path, monkeypatch, name, parameters, num_pictures
+):
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    copy, source = tmp_path / "copy.ipynb", NOTEBOOKS / f"{name}.ipynb"
+    papermill_api.execute_notebook(source, copy, parameters, cwd=runs, progress_bar=False)
+    assert len(pictures(copy)) == num_pictures
+    assert sorted(path.name for path in runs.iterdir()) == ["augfpn", "fpn"]
 
 
 def pictures(path):

@@ -19,14 +19,15 @@ from augfpn.experiments.scales import at_scale, run_as
 MASK_AP = "mask AP"
 
 
-def find_runs(root: Path | str, scale: str | None = None) -> list[Run]:
-    """All evaluated runs in or below ``root``, of a scale or of any.
+def find_runs(root: Path | str, scale: str | None = None, table: str | None = None) -> list[Run]:
+    """All evaluated runs in or below ``root``, of a scale or of any, and with a row in a table or in any.
 
     A UserError if there are none, or if they cannot be compared with one another.
     """
     runs = [run for run in evaluated_runs(root) if scale in (None, run.config.scale)]
+    runs = runs if table is None else runs_in(table, runs)
     if not runs:
-        wanted = f"evaluated run of scale {scale!r}" if scale else "evaluated run"
+        wanted = "evaluated run" + (f" of scale {scale!r}" if scale else "") + (f" of {table}" if table else "")
         raise UserError(f"There is no {wanted} in {root}; name the folder of your runs, or make some with `make demo`.")
     check_comparable(runs)
     return runs
@@ -120,13 +121,65 @@ def comparison(runs: Iterable[Run], table: str) -> pd.DataFrame:
     return pd.DataFrame(rows).reindex(columns=[*columns, "gain", "paper gain"])
 
 
+def gains(table: pd.DataFrame) -> pd.DataFrame:
+    """From a `comparison`, by method: the mean gain in AP over the seeds, its standard deviation, and the paper's gain.
+
+    ``seeds``: how many the mean is of; 0 for rows that were not run, or whose baseline was not. Baselines and rows that
+    the paper quotes are left out.
+    """
+    rows = table[table["experiment"].map(is_ablation)]
+    by_method = rows.groupby("method", sort=False)
+    columns = by_method["gain"].agg(["mean", "std", "count"]).astype({"mean": float, "std": float})
+    columns.columns = pd.Index(["gain", "standard deviation", "seeds"])
+    return columns.assign(**{"paper gain": by_method["paper gain"].first()}).round(2)
+
+
+def gains_by_size(table: pd.DataFrame) -> pd.DataFrame:
+    """From a `comparison`, by method: what APs, APm and APl differ by from the baseline with the same seed, ours.
+
+    Means over the seeds; only rows that were run with a seed with which their baseline was run, too.
+    """
+    sizes = ["APs", "APm", "APl"]
+    rows = table.dropna(subset=["AP"]).astype(dict.fromkeys(sizes, float))
+    of_run = rows.drop_duplicates(["experiment", "scale", "seed"]).set_index(["experiment", "scale", "seed"])[sizes]
+    ablations = rows[rows["experiment"].map(is_ablation).astype(bool)]
+    baselines = [EXPERIMENTS[id].baseline for id in ablations["experiment"]]
+    keys = pd.MultiIndex.from_arrays([baselines, ablations["scale"], ablations["seed"]])
+    differences = ablations[sizes] - of_run.reindex(keys).to_numpy()
+    return differences.groupby(ablations["method"], sort=False).mean().dropna(how="all").round(2)
+
+
+def is_ablation(id: str) -> bool:
+    """Whether a row is compared with a baseline: it is no baseline itself, and nothing that the paper quotes."""
+    return id in EXPERIMENTS and EXPERIMENTS[id].baseline != id
+
+
+def not_run(table: pd.DataFrame) -> list[str]:
+    """The ids of a `comparison`'s rows that could be run and were not."""
+    missing = table[table["AP"].isna()]["experiment"]
+    return [id for id in missing.unique() if id in EXPERIMENTS]
+
+
+def runs_in(table: str, runs: Iterable[Run]) -> list[Run]:
+    """Those of the runs that have a row in a table, whichever row they are named after."""
+    rows = [row.id for row in EXPERIMENTS.values() if row.table == table]
+    return [run for run in runs if any(runs_of(row, [run]) for row in rows)]
+
+
+def one_of_each(runs: Iterable[Run]) -> list[Run]:
+    """The first run of each experiment, such as that of seed 0."""
+    first: dict[str, Run] = {}
+    for run in runs:
+        first.setdefault(run.config.experiment, run)
+    return list(first.values())
+
+
 def tables_with(runs: Sequence[Run]) -> list[str]:
     """The table of the paper in which every run has a row; or, where there is none, every table that a run is named
     after."""
     named = [find_experiment(run.config.experiment).table for run in runs]
     for table in [*named, *TABLES]:
-        rows = [row.id for row in EXPERIMENTS.values() if row.table == table]
-        if all(any(runs_of(row, [run]) for row in rows) for run in runs):
+        if len(runs_in(table, runs)) == len(runs):
             return [table]
     return list(dict.fromkeys(named))
 

@@ -23,10 +23,11 @@ Shapes: N objects, L levels, C channels, K classes.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
+import pandas as pd
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -37,6 +38,7 @@ from augfpn.detectors.detector import Detector
 from augfpn.engine.runs import Run
 from augfpn.errors import UserError
 from augfpn.experiments.config import differences
+from augfpn.experiments.paper import find_experiment
 from augfpn.heads.box import ROI_SIZE
 from augfpn.ops.roi_align import roi_align_every_level
 
@@ -74,17 +76,54 @@ class SemanticGap:
         return {name: float(of_pairs.mean()) for name, of_pairs in (pairs | {"accuracy": self.accuracy}).items()}
 
 
+@dataclass(frozen=True)
+class MeasuredGap:
+    """The gap in a run's model after ``step`` steps of its training; None for its end."""
+
+    run: Run
+    step: int | None
+    gap: SemanticGap
+
+
 HEADING = (
     f"{'':44}{'step':>7}  {'classifier':14}{'CKA':>7}{'cosine':>8}{'disagree':>10}{'right':>7}  right in each level"
 )
 
 
-def as_line(run: Run, step: int | None, gap: SemanticGap) -> str:
+def as_line(measured: MeasuredGap) -> str:
     """The means of a gap, below `HEADING`."""
+    gap, step = measured.gap, measured.step
     means = gap.summary()
     figures = f"{means['cka']:7.3f}{means['cosine']:8.3f}{means['disagreement']:10.3f}{means['accuracy']:7.3f}"
     levels = "  ".join(f"{level} {share:.2f}" for level, share in zip(gap.levels, gap.accuracy.tolist(), strict=True))
-    return f"{run.path!s:44}{'end' if step is None else step:>7}  {gap.classifier:14}{figures}  {levels}"
+    return f"{measured.run.path!s:44}{'end' if step is None else step:>7}  {gap.classifier:14}{figures}  {levels}"
+
+
+def gap_table(measured: Iterable[MeasuredGap]) -> pd.DataFrame:
+    """A row for each gap: its means, and how much the classifier gets right in each level, under the level's name.
+
+    ``step``: where training was; ``end``: whether that is its end.
+    """
+    rows = []
+    for one in measured:
+        config, means = one.run.config, one.gap.summary()
+        rows.append(
+            {
+                "method": find_experiment(config.experiment).title,
+                "seed": config.seed,
+                "step": int(one.run.history()[-1]["step"]) if one.step is None else one.step,
+                "end": one.step is None,
+                "classifier": one.gap.classifier,
+                **{name: means[measure] for measure, name in MEASURES.items()},
+                "right": means["accuracy"],
+                **dict(zip(one.gap.levels, one.gap.accuracy.tolist(), strict=True)),
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+# How a gap is measured, by the attributes of `SemanticGap`.
+MEASURES = {"cka": "CKA", "cosine": "cosine similarity", "disagreement": "disagreement"}
 
 
 def _without_nan(value: Any) -> Any:
@@ -108,6 +147,21 @@ class ObjectFeatures:
     labels: Tensor
     predictions: Tensor | None
     levels: tuple[str, ...]
+
+
+def measure_gaps(
+    runs: Sequence[Run], device: torch.device, *, along: bool = False, num_images: int | None = None
+) -> Iterator[MeasuredGap]:
+    """The gaps of `semantic_gaps` in several runs of the same data, one after the other.
+
+    ``along``: for every checkpoint that was kept, too. A run that is still being trained has no end yet.
+    """
+    check_same_objects(runs)
+    for run in runs:
+        steps: list[int | None] = [*run.checkpoint_steps] if along else []
+        for step in [*steps, *([None] if run.is_trained or not steps else [])]:
+            for gap in semantic_gaps(run, device, step=step, num_images=num_images).values():
+                yield MeasuredGap(run, step, gap)
 
 
 def semantic_gaps(

@@ -83,5 +83,13 @@ def _poolings(name: PoolingName, ratios: Sequence[float]) -> tuple[Callable[[Ten
 
 def ratio_invariant_pooling(feature: Tensor, ratio: float) -> Tensor:
     """Average pooling to ``ratio`` of the height and of the width, so that the aspect ratio stays (up to rounding)."""
-    height, width = (max(1, int(side * ratio)) for side in feature.shape[-2:])
-    return F.adaptive_avg_pool2d(feature, (height, width))
+    return F.adaptive_avg_pool2d(feature, pooled_size(feature.shape[-2], feature.shape[-1], ratio))
+
+
+def pooled_size(height: int, width: int, ratio: float) -> tuple[int, int]:
+    """Cells of a context that is pooled by ``ratio`` from a feature of ``height`` × ``width``.
+
+    >>> pooled_size(25, 42, 0.3), pooled_size(4, 4, 0.4)
+    ((7, 12), (1, 1))
+    """
+    return max(1, int(height * ratio)), max(1, int(width * ratio))

@@ -6,6 +6,7 @@ here, is in `README.md` under Departures.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 
@@ -106,3 +107,22 @@ INCONSISTENCIES = (
 def notes_of(id: str) -> list[int]:
     """The numbers, from 1, of the inconsistencies that a row is part of."""
     return [number for number, entry in enumerate(INCONSISTENCIES, start=1) if id in entry.rows]
+
+
+def concerning(table: str) -> list[Inconsistency]:
+    """Those that are about a table, such as "table3", or one of its rows.
+
+    >>> [entry.where for entry in concerning("table2")]
+    ['Tables 2 and 4']
+    """
+    name = table.replace("table", "Table ")
+    return [
+        entry
+        for entry in INCONSISTENCIES
+        if name in entry.where or any(id.startswith(f"{table}/") for id in entry.rows)
+    ]
+
+
+def as_markdown(entries: Iterable[Inconsistency]) -> str:
+    """A list, for notebooks."""
+    return "\n".join(f"- **{entry.where}.** {entry.what} *Here:* {entry.here}" for entry in entries)

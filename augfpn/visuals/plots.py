@@ -4,20 +4,25 @@ from __future__ import annotations
 
 import io
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import seaborn as sns
 from matplotlib.figure import Figure as MatplotlibFigure
+from matplotlib.ticker import NullLocator
 from torch import Tensor
 
+from augfpn.analysis.comparison import is_ablation
 from augfpn.analysis.level_ratios import LEVELS, LevelRatios
+from augfpn.analysis.semantic_gap import MEASURES, MeasuredGap
 from augfpn.engine.runs import Run
-from augfpn.experiments.paper import find_experiment
+from augfpn.experiments.paper import EXPERIMENTS, find_experiment
 from augfpn.visuals.drawing import draw_detections
 
 # Columns of metrics.jsonl that are not the loss of one component.
 _NO_LOSS = {"step", "epoch", "seconds", "learning_rate", "gradient_norm", "loss"}
+_GAIN = "AP points over the baseline"
 
 
 class Figure(MatplotlibFigure):
@@ -52,13 +57,15 @@ def training_curves(runs: Sequence[Run]) -> Figure:
             own = [column for column in _losses(history) if "aux" not in column]
             history["detector's loss"] = history[own].sum(axis=1)
             frames.append(history.assign(model=name_of(run)))
-    figure = Figure(figsize=(10, 3.2), layout="constrained")
+    figure = Figure(figsize=(11, max(3.2, 1 + 0.25 * len(frames))), layout="constrained")
     axes = figure.subplots(1, 2)
     if frames:
         history = pd.concat(frames, ignore_index=True)
         for axis, column in zip(axes, ("detector's loss", "learning_rate"), strict=True):
             sns.lineplot(history, x="step", y=column, hue="model", style="model", palette="colorblind", ax=axis)
+        axes[0].legend_.remove()
         axes[1].set_ylabel("learning rate")
+        sns.move_legend(axes[1], "upper left", bbox_to_anchor=(1, 1), title="")
     return figure
 
 
@@ -77,17 +84,175 @@ def losses_by_component(run: Run) -> Figure:
 
 
 def ap_beside_paper(table: pd.DataFrame) -> Figure:
-    """The difference to the baseline of every row, ours beside the paper's: AP itself differs with the scale."""
-    long = table.melt(["method"], ["gain", "paper gain"], var_name="whose", value_name="AP points over the baseline")
-    long["whose"] = long["whose"].map({"gain": "ours", "paper gain": "the paper's"})
+    """The difference to its baseline of every row, ours beside the paper's: AP itself differs with the scale.
+
+    Ours are means over the seeds, with their standard deviation. Baselines and quoted rows are left out.
+    """
+    rows = table[table["experiment"].map(is_ablation)]
+    long = _ours_and_papers(rows, ["method"])
+    figure = Figure(figsize=(8, 1 + 0.38 * rows["method"].nunique()), layout="constrained")
+    axis = figure.subplots()
+    sns.barplot(long, x=_GAIN, y="method", hue="whose", palette="colorblind", errorbar="sd", ax=axis)
+    axis.axvline(0, color="black", linewidth=0.8)
+    axis.set(ylabel="")
+    sns.move_legend(axis, "upper left", bbox_to_anchor=(1, 1), title="")
+    return figure
+
+
+def gain_over_weight(table: pd.DataFrame) -> Figure:
+    """Table 3: the gain in AP over λ, ours beside the paper's; a line for the supervision of a single level and of all.
+
+    Ours are means over the seeds, with their standard deviation; no line where nothing was run.
+    """
+    settings = [EXPERIMENTS[id].settings for id in table["experiment"]]
+    rows = table.assign(supervision=[row["Setting"] for row in settings])
+    rows["λ"] = [float(row["λ"]) for row in settings]
+    long = _ours_and_papers(rows[rows["λ"] > 0], ["λ", "supervision"])
+    figure = Figure(figsize=(9, 3.4), layout="constrained")
+    axes = figure.subplots(1, 2, sharey=True)
+    levels = ["all level", "single level"]
+    for axis, whose in zip(axes, ("ours", "the paper's"), strict=True):
+        chosen = long[long["whose"] == whose]
+        sns.lineplot(
+            chosen,
+            x="λ",
+            y=_GAIN,
+            hue="supervision",
+            hue_order=levels,
+            style="supervision",
+            style_order=levels,
+            palette="colorblind",
+            markers=True,
+            errorbar="sd",
+            err_style="bars",
+            ax=axis,
+        )
+        axis.axhline(0, color="black", linewidth=0.8)
+        axis.set(title=whose, xscale="log", xticks=sorted(long["λ"].unique()))
+        axis.xaxis.set_major_formatter("{x:g}")
+        axis.xaxis.set_minor_locator(NullLocator())
+        if chosen[_GAIN].isna().all():
+            axis.text(0.5, 0.6, "not run", ha="center", transform=axis.transAxes)
+    return figure
+
+
+def _ours_and_papers(rows: pd.DataFrame, by: list[str]) -> pd.DataFrame:
+    """Gains in long form, with ``whose`` they are."""
+    long = rows.melt(by, ["gain", "paper gain"], var_name="whose", value_name=_GAIN).astype({_GAIN: float})
+    return long.assign(whose=long["whose"].map({"gain": "ours", "paper gain": "the paper's"}))
+
+
+def semantic_gap_matrices(gaps: Sequence[MeasuredGap]) -> Figure:
+    """A column for each gap, a row for each measure: every level against every other one."""
+    figure = Figure(figsize=(1.2 + 2.5 * len(gaps), 7), layout="constrained")
+    axes = figure.subplots(len(MEASURES), len(gaps), squeeze=False)
+    for row, (measure, name) in zip(axes, MEASURES.items(), strict=True):
+        # Cosines have a sign.
+        colours, least = ("vlag", -1) if measure == "cosine" else ("cividis", 0)
+        for axis, one in zip(row, gaps, strict=True):
+            matrix = pd.DataFrame(getattr(one.gap, measure).numpy(), one.gap.levels, one.gap.levels)
+            last = axis is row[-1]
+            sns.heatmap(
+                matrix, cmap=colours, vmin=least, vmax=1, annot=True, fmt=".2f", square=True, cbar=last, ax=axis
+            )
+            axis.tick_params(rotation=0)
+        row[0].set_ylabel(name)
+    for axis, one in zip(axes[0], gaps, strict=True):
+        axis.set_title(name_of(one.run), fontsize=10)
+    return figure
+
+
+def semantic_gap_means(table: pd.DataFrame) -> Figure:
+    """A panel for each measure, a bar for each method: means over the seeds, which are the dots."""
+    methods = list(table["method"].unique())
+    figure = Figure(figsize=(11, 1.4 + 0.35 * len(methods)), layout="constrained")
+    axes = figure.subplots(1, len(MEASURES), sharey=True)
+    for axis, measure in zip(axes, MEASURES.values(), strict=True):
+        blue = sns.color_palette("colorblind")[0]
+        sns.barplot(table, x=measure, y="method", order=methods, color=blue, alpha=0.6, errorbar=None, ax=axis)
+        sns.stripplot(table, x=measure, y="method", order=methods, color="black", size=4, jitter=False, ax=axis)
+        axis.axvline(0, color="black", linewidth=0.8)
+        axis.set_ylabel("")
+    return figure
+
+
+def accuracy_by_level(table: pd.DataFrame) -> Figure:
+    """How much the classifier gets right in each level: means over the seeds, with their standard deviation."""
+    levels = [name for name in table.columns if name[0] == "M" and name[1:].isdigit()]
+    long = table.melt(["method", "classifier"], sorted(levels), var_name="level", value_name="share that is right")
     figure = Figure(figsize=(8, 3.4), layout="constrained")
     axis = figure.subplots()
-    sns.barplot(
-        long, x="method", y="AP points over the baseline", hue="whose", palette="colorblind", errorbar="sd", ax=axis
+    sns.lineplot(
+        long.dropna(),
+        x="level",
+        y="share that is right",
+        hue="method",
+        style="classifier",
+        palette="colorblind",
+        markers=True,
+        errorbar="sd",
+        err_style="bars",
+        ax=axis,
     )
-    axis.axhline(0, color="black", linewidth=0.8)
-    axis.set(xlabel="", title="What each component adds")
-    axis.tick_params(axis="x", rotation=20)
+    axis.set_ylim(0, 1)
+    sns.move_legend(axis, "upper left", bbox_to_anchor=(1, 1))
+    return figure
+
+
+def semantic_gap_along(table: pd.DataFrame) -> Figure:
+    """A panel for each measure and one for accuracy, over the steps; means over the seeds, with their extremes."""
+    figure = Figure(figsize=(13, 3.2), layout="constrained")
+    measures = [*MEASURES.values(), "right"]
+    axes = figure.subplots(1, len(measures))
+    for axis, measure in zip(axes, measures, strict=True):
+        sns.lineplot(
+            table,
+            x="step",
+            y=measure,
+            hue="method",
+            style="method",
+            palette="colorblind",
+            markers=True,
+            errorbar=("pi", 100),
+            ax=axis,
+        )
+        axis.legend_.remove()
+    axes[-1].legend(loc="upper left", bbox_to_anchor=(1, 1))
+    return figure
+
+
+def runtime_ratios(measured: dict[str, Any]) -> Figure:
+    """Of `augfpn.analysis.runtime.to_dict`: times over the baseline's, ours with the range of the rounds."""
+    figure = Figure(figsize=(10, 1.6 + 0.4 * len(measured["runs"])), layout="constrained")
+    axes = figure.subplots(1, 2, sharey=True)
+    markers: list[Any] = ["o", "D"]
+    for axis, kind in zip(axes, ("training", "inference"), strict=True):
+        rows = []
+        for id, entry in measured["runs"].items():
+            name, ratio = find_experiment(id).title, f"{kind}_time_ratio"
+            rows += [(name, "ours, median and range", value) for value in entry.get(ratio, {}).values()]
+            rows += [(name, "the paper's", value) for value in [entry.get("paper", {}).get(ratio)] if value]
+        long = pd.DataFrame(rows, columns=["method", "whose", "ratio"])
+        sns.pointplot(
+            long,
+            x="ratio",
+            y="method",
+            hue="whose",
+            palette="colorblind",
+            hue_order=["ours, median and range", "the paper's"],
+            markers=markers,
+            linestyle="none",
+            dodge=True,
+            estimator="median",
+            errorbar=("pi", 100),
+            ax=axis,
+        )
+        axis.axvline(1, color="black", linewidth=0.8)
+        axis.set(xlabel=f"{kind} time over the baseline's", ylabel="")
+        if axis.legend_ is not None:
+            axis.legend_.remove()
+    if len(rows):
+        axes[1].legend(loc="upper left", bbox_to_anchor=(1, 1))
     return figure
 
 
@@ -121,7 +286,14 @@ def side_by_side(
 def weight_maps(
     crops: Sequence[Tensor], weights: Tensor, titles: Sequence[str], names: Sequence[str] = LEVELS
 ) -> Figure:
-    """A row for each crop ``(3, h, w)``: the crop itself, then its fusion's weight maps ``weights (N, L, S, S)``."""
+    """A row for each crop ``(3, h, w)``: the crop itself, then its fusion's weight maps ``weights (N, L, S, S)``.
+
+    Says so where there is nothing to show.
+    """
+    if not crops:
+        figure = Figure(figsize=(4, 0.6))
+        figure.text(0.5, 0.5, "no weights to show", ha="center", va="center")
+        return figure
     figure = Figure(figsize=(1.9 * (1 + len(names)), 1.9 * len(crops)), layout="constrained")
     axes = figure.subplots(len(crops), 1 + len(names), squeeze=False)
     for row, (crop, maps) in enumerate(zip(crops, weights, strict=True)):

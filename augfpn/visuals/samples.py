@@ -6,13 +6,16 @@ import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import pandas as pd
 import torch
 from torch import Tensor
 
+from augfpn.components.residual_feature_augmentation import pooled_size
 from augfpn.data.dataset import SelectedImages
 from augfpn.data.loading import Batch, evaluation_batches, open_dataset
 from augfpn.detectors.faster_rcnn import FasterRCNN
 from augfpn.engine.runs import Run
+from augfpn.ops.level_assignment import NUM_ROI_LEVELS
 
 
 @dataclass(frozen=True)
@@ -34,6 +37,18 @@ class FusedRoIs:
     crops: list[Tensor]
     weights: Tensor
     titles: list[str]
+
+
+@dataclass(frozen=True)
+class ContextWeights:
+    """Images ``(3, H, W)`` with their padding, and the ``weights (B, L, h, w)`` of each context over C5.
+
+    ``names``: the ratios of the contexts, with their cells.
+    """
+
+    images: list[Tensor]
+    weights: Tensor
+    names: list[str]
 
 
 def sample_images(run: Run, num: int) -> ImageSamples:
@@ -65,9 +80,10 @@ def sample_detections(run: Run, samples: ImageSamples, device: torch.device) -> 
 
 @torch.no_grad()
 def sample_fusion(run: Run, samples: ImageSamples, device: torch.device) -> FusedRoIs:
-    """The fusion weights of the surest detection of each sample."""
+    """The fusion weights of the surest detection of each sample; of none for detectors without RoIs."""
     model = run.load_model(device)
-    assert isinstance(model, FasterRCNN), "one-stage detectors fuse no RoIs"
+    if not isinstance(model, FasterRCNN):
+        return FusedRoIs([], torch.zeros(0, NUM_ROI_LEVELS, 1, 1), [])
     images = samples.batch.images.to(device)
     detections = model.detect(images)
     rois = detections.rois[:, :1]
@@ -77,6 +93,37 @@ def sample_fusion(run: Run, samples: ImageSamples, device: torch.device) -> Fuse
     crops = [_crop(samples.images[index], rois[index, 0].tolist()) for index in found]
     titles = [f"{names[int(detections.labels[i, 0]) - 1]} {detections.scores[i, 0]:.2f}" for i in found]
     return FusedRoIs(crops, weights[found], titles)
+
+
+@torch.no_grad()
+def sample_contexts(run: Run, samples: ImageSamples, device: torch.device) -> ContextWeights:
+    """The weights of Residual Feature Augmentation on the samples; of no image if the model weighs no contexts."""
+    model = run.load_model(device)
+    config = run.config.model.residual_feature_augmentation
+    augmentation = model.pyramid.residual_feature_augmentation
+    images = samples.batch.images.to(device)
+    if augmentation is not None and config is not None:
+        c5 = model.backbone(model.preprocessing.normalise(images))[-1]
+        weights = augmentation(c5).weights
+        if weights is not None:
+            height, width = c5.shape[-2:]
+            sizes = [pooled_size(height, width, ratio) for ratio in config.ratios]
+            names = [f"α {ratio}: {h} × {w}" for ratio, (h, w) in zip(config.ratios, sizes, strict=True)]
+            names = names or [f"context {number}" for number in range(1, weights.shape[1] + 1)]
+            return ContextWeights(list(images.pixels.cpu()), weights.cpu(), names)
+    return ContextWeights([], torch.zeros(0, 0, 1, 1), [])
+
+
+def spreads(weights: Tensor, names: Sequence[str]) -> pd.DataFrame:
+    """How much the weights ``(N, L, h, w)`` of N RoIs or images differ, standard deviations by level or context.
+
+    ``over places``: within a map, mean over the N. ``without the rim``: likewise, of the cells that are not at its
+    border. ``between maps``: of the means of the N maps.
+    """
+    columns = {"over places": weights, "without the rim": weights[..., 1:-1, 1:-1]}
+    within = {name: maps.flatten(2).std(dim=2, correction=0).mean(dim=0) for name, maps in columns.items()}
+    between = weights.mean(dim=(2, 3)).std(dim=0, correction=0)
+    return pd.DataFrame({**within, "between maps": between}, index=pd.Index(list(names)))
 
 
 def _crop(image: Tensor, box: Sequence[float]) -> Tensor:

@@ -1,6 +1,16 @@
 import pytest
 
-from augfpn.analysis.comparison import FIGURES, comparison, find_runs, tables_with
+from augfpn.analysis.comparison import (
+    FIGURES,
+    comparison,
+    find_runs,
+    gains,
+    gains_by_size,
+    not_run,
+    one_of_each,
+    runs_in,
+    tables_with,
+)
 from augfpn.engine import Run
 from augfpn.errors import UserError
 from augfpn.experiments import plan
@@ -103,3 +113,40 @@ def test_a_model_that_was_changed_is_not_compared_with_a_baseline_that_was_not(t
         find_runs(tmp_path)
     runs = [Run(path.parent) for path in sorted(tmp_path.rglob("run.json"))]
     assert comparison(runs, "table2").set_index("experiment").loc[["table2/srs"], "gain"].isna().all()
+
+
+def test_gains_are_means_over_seeds_with_their_spread(tmp_path):
+    runs = [made_up_run(tmp_path / f"fpn{seed}", "table2/baseline", 0.3, seed=seed) for seed in (0, 1)]
+    runs += [made_up_run(tmp_path / f"cs{seed}", "table2/cs", 0.32 + 0.02 * seed, seed=seed) for seed in (0, 1)]
+    # Without a baseline of its seed there is no gain.
+    runs.append(made_up_run(tmp_path / "rfa", "table2/rfa", 0.4, seed=2))
+    table = comparison(runs, "table2")
+    assert gains(table).loc["CS"].tolist() == [3, 1.41, 2, 0.9]
+    assert gains(table).loc["RFA", ["seeds", "paper gain"]].tolist() == [0, 1]
+    assert "FPN" not in gains(table).index
+    assert len(gains(comparison([], "table1"))) == 12
+    assert not_run(table) == [f"table2/{row}" for row in ("srs", "cs+rfa", "cs+srs", "rfa+srs", "cs+rfa+srs")]
+    assert len(not_run(comparison([], "table1"))) == 24
+
+
+def test_gains_by_size_are_against_the_baseline_of_the_same_seed(tmp_path):
+    runs = [made_up_run(tmp_path / f"fpn{seed}", "table2/baseline", 0.3, seed=seed) for seed in (0, 1)]
+    runs += [
+        made_up_run(tmp_path / "cs", "table2/cs", 0.3, seed=1),
+        made_up_run(tmp_path / "x", "table2/rfa", 0.4, seed=2),
+    ]
+    for run, small in zip(runs, (0.5, 0.2, 0.25, 0.4), strict=True):
+        run.write_results({**run.metrics, "APs": small}, [])
+    by_size = gains_by_size(comparison(runs, "table2"))
+    assert by_size.index.tolist() == ["CS"]
+    assert by_size.loc["CS", ["APs", "APm"]].tolist() == [5, 0]
+    assert by_size.loc["CS"].isna().tolist() == [False, False, True]
+    assert len(gains_by_size(comparison([], "table2"))) == 0
+
+
+def test_runs_of_a_table_and_the_first_of_each_experiment(tmp_path):
+    ids = ("table2/baseline", "table2/cs", "table4/sum_gap")
+    runs = [made_up_run(tmp_path / f"{n}{seed}", id, 0.3, seed=seed) for n, id in enumerate(ids) for seed in (0, 1)]
+    assert runs_in("table3", runs) == runs[:4]
+    assert runs_in("table4", runs) == [*runs[:2], *runs[4:]]
+    assert one_of_each(runs) == runs[::2]
