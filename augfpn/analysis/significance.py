@@ -87,13 +87,15 @@ def paired_difference(
     differences = []
     for _ in range(draws):
         drawn = random.integers(num_images, size=num_images)
-        of_pairs = [pairs[index] for index in random.integers(len(pairs), size=len(pairs))]
-        differences.append(_mean_difference(of_pairs, drawn))
+        chosen = random.integers(len(pairs), size=len(pairs))
+        # A pair that is drawn twice is evaluated once.
+        of_pair = {index: _difference(pairs[index], drawn) for index in set(chosen.tolist())}
+        differences.append(float(np.mean([of_pair[index] for index in chosen.tolist()])))
     tail = 100 * (1 - level) / 2
     # A draw without any object has no AP.
     low, high = np.nanpercentile(differences, (tail, 100 - tail))
     return Difference(
-        mean=_mean_difference(pairs, every),
+        mean=float(np.mean([_difference(pair, every) for pair in pairs])),
         low=float(low),
         high=float(high),
         level=level,
@@ -163,8 +165,9 @@ def _indexed(truth: dict[str, Any], annotations: list[dict[str, Any]]) -> COCO:
     return coco
 
 
-def _mean_difference(pairs: Sequence[tuple[MatchedImages, MatchedImages]], images: np.ndarray) -> float:
-    return float(np.mean([one.average_precision(images) - other.average_precision(images) for one, other in pairs]))
+def _difference(pair: tuple[MatchedImages, MatchedImages], images: np.ndarray) -> float:
+    one, other = pair
+    return one.average_precision(images) - other.average_precision(images)
 
 
 def _by_seed(runs: Sequence[Run]) -> dict[int, Run]:
