@@ -359,12 +359,11 @@ def synthetic(
 
 
 def _write(file: Path | None, content: dict[str, Any], device: torch.device) -> None:
-    """Writes what was measured, with where and with what, if there is a file for it."""
-    from augfpn.engine.runs import provenance
-    from augfpn.files import write_json
+    """Writes what was measured, if there is a file for it."""
+    from augfpn.engine.runs import write_measured
 
     if file is not None:
-        print(write_json(file, {**content, "provenance": provenance(device)}, indent=1))
+        print(write_measured(file, content, device))
 
 
 def _results(folders: list[Path] | None) -> list[Result]:

@@ -43,12 +43,12 @@ def evaluate(run: Run, device: torch.device, batch_size: int = 8) -> dict[str, A
     images = open_dataset(replace(config.data, masks=False), "val") if config.data.masks else dataset
     started = time.perf_counter()
     results = detect_all(run, model, images, device, batch_size)
-    seconds = time.perf_counter() - started
+    times = {"seconds": time.perf_counter() - started, "training_seconds": run.training_seconds}
     truth = dataset.ground_truth()
     metrics = coco_metrics(truth, results)
     if config.data.masks:
         metrics |= dict(zip(MASK_FIGURES, coco_metrics(truth, results, "segm").values(), strict=True))
-    run.write_results({**metrics, "num_images": len(dataset), "seconds": seconds}, results)
+    run.write_results({**metrics, "num_images": len(dataset), **times}, results)
     return metrics
 
 

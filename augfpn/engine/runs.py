@@ -118,6 +118,12 @@ class Run:
         lines = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.exists() else []
         return [json.loads(line) for line in lines if line.endswith("\n")]
 
+    @property
+    def training_seconds(self) -> float | None:
+        """How long training took so far, interruptions left out; None before the first line of ``metrics.jsonl``."""
+        history = self.history()
+        return history[-1]["seconds"] if history else None
+
     def forget_history_after(self, step: int) -> None:
         """Drops the lines of steps that will be made again."""
         kept = [line for line in self.history() if line["step"] <= step]
@@ -202,6 +208,11 @@ def provenance(device: torch.device) -> dict[str, Any]:
         "python": platform.python_version(),
         "packages": {name: _version(name) for name in PACKAGES},
     }
+
+
+def write_measured(path: Path, content: dict[str, Any], device: torch.device) -> Path:
+    """Writes what was measured as JSON, with where and with what it was."""
+    return write_json(path, {**content, "provenance": provenance(device)}, indent=1)
 
 
 def _commit() -> str | None:
