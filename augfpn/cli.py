@@ -161,6 +161,64 @@ def report(
     print(write_report([Run.open(run) for run in runs], out, _device(device)))
 
 
+@app.command()
+def reproduce(
+    targets: Annotated[
+        list[str], typer.Argument(help="all, demo, table1 to table5, figure4, semantic_gaps, …, or ids of experiments.")
+    ],
+    scale: ScaleName = "micro",
+    seeds: Annotated[int, typer.Option(help="Runs of each experiment, with the seeds from 0 on.")] = 1,
+    jobs: Annotated[
+        Optional[int],  # noqa: UP045
+        typer.Option(min=1, help="At once; by default one on a GPU, else one a core."),
+    ] = None,
+    out: Annotated[Optional[str], typer.Option(help="The folder for everything; by default runs/SCALE.")] = None,  # noqa: UP045
+    data: Annotated[Optional[str], typer.Option(help="A folder in COCO's layout.")] = None,  # noqa: UP045
+    devices: Annotated[int, typer.Option(help="Of each training.")] = 1,
+    profile: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(help="slurm, kubernetes, or a Snakemake profile of your own; by default on this machine."),
+    ] = None,
+    snakemake: Annotated[
+        Optional[list[str]],  # noqa: UP045
+        typer.Option(help="An option for Snakemake, such as --snakemake=--default-resources=slurm_partition=gpu."),
+    ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Only say what is missing, and how long it takes.")
+    ] = False,
+) -> None:
+    """Runs all that a table, a figure or the whole paper needs, executes its notebooks, and writes the report.
+
+    What is done already stays. Run it again after an interruption or a failure: it does what is missing.
+    """
+    from augfpn.reproduction import Request
+    from augfpn.reproduction.workflow import describe
+    from augfpn.reproduction.workflow import reproduce as start
+
+    request = Request(targets=tuple(targets), scale=scale, seeds=seeds, out=out, data=data, devices=devices)
+    if dry_run:
+        print(describe(request, jobs, profile))
+    elif not start(request, at_once=jobs, profile=profile, options=snakemake or []):
+        raise typer.Exit(1)
+
+
+@app.command()
+def status(
+    folder: Annotated[Path, typer.Argument(help="Where it is at work: the --out of `augfpn reproduce`.")] = Path(
+        "runs/micro"
+    ),
+) -> None:
+    """How far a reproduction is: what is done, what is at work, what failed, how long it will take, where logs are."""
+    from augfpn.reproduction import jobs_of
+    from augfpn.reproduction.progress import as_text, is_locked, progress_of
+    from augfpn.reproduction.workflow import last_request, lock_path
+
+    request, at_once = last_request(folder)
+    print(as_text(request, progress_of(jobs_of(request)), at_once))
+    if not is_locked(lock_path(request)):
+        print("Nothing is at work now.")
+
+
 @app.command("list")
 def list_experiments(
     table: Annotated[Optional[str], typer.Option(help="Only this one, such as table4.")] = None,  # noqa: UP045

@@ -29,7 +29,8 @@ class ExperimentParameters:
     """Parameters of ``experiment.ipynb``.
 
     ``run``: the run directory, by default named after the others. ``data``: a folder in COCO's layout, by default the
-    scale's synthetic images. ``steps``: in the place of the scale's.
+    scale's synthetic images. ``steps``: in the place of the scale's. ``devices``: with more than one, torchrun starts
+    the training.
     """
 
     experiment: str
@@ -38,8 +39,10 @@ class ExperimentParameters:
     run: str | None = None
     data: str | None = None
     steps: int | None = None
+    devices: int = 1
 
     def __post_init__(self) -> None:
+        _at_least_one(self, "devices")
         find_experiment(self.experiment)
         if self.scale not in SCALES:
             raise UserError(unknown("scale", self.scale, SCALES))
@@ -53,7 +56,9 @@ class ExperimentParameters:
 
     def training_command(self) -> list[str]:
         """The command that trains the run, and goes on with it where it was interrupted."""
-        command = [sys.executable, "-m", "augfpn", "train", self.experiment, "--scale", self.scale]
+        torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(self.devices)]
+        command = [sys.executable, *(torchrun if self.devices > 1 else []), "-m", "augfpn", "train", self.experiment]
+        command += ["--scale", self.scale]
         command += ["--seed", str(self.seed), "--out", str(self.run_path), "--resume"]
         command += ["--data", self.data] if self.data is not None else []
         command += ["--steps", str(self.steps)] if self.steps is not None else []

@@ -37,17 +37,28 @@ from augfpn.experiments.variants import from_scratch
 
 
 @dataclass(frozen=True, kw_only=True)
+class Resources:
+    """What a job asks a cluster for: GPUs, CPU cores, memory in MB, and the minutes after which it is taken to hang."""
+
+    gpus: int
+    cpus: int
+    memory: int
+    minutes: int
+
+
+@dataclass(frozen=True, kw_only=True)
 class Scale:
     """``model`` turns an experiment's model into the one that is run; ``data`` is without a root.
 
     ``training``: of experiments with the 1x schedule; None for the experiment's own. ``one_stage_training``: where
-    one-stage detectors need another.
+    one-stage detectors need another. ``resources``: of a run with the 1x schedule on one device.
     """
 
     name: str
     model: Callable[[AnyDetectorConfig], AnyDetectorConfig]
     data: DataConfig
     training: TrainingConfig | None
+    resources: Resources
     one_stage_training: TrainingConfig | None = None
 
     def training_of(self, experiment: Experiment) -> TrainingConfig:
@@ -59,6 +70,13 @@ class Scale:
         assert experiment.training.epochs is not None
         # 1x and 2x of Table 1 stay a factor of two.
         return replace(own, steps=own.steps * experiment.training.epochs // _EPOCHS_1X)
+
+    def resources_of(self, experiment: Experiment, devices: int = 1) -> Resources:
+        """Of a training on so many devices: each has the memory of one, and the time is as long as that of one."""
+        assert experiment.training.epochs is not None
+        one = self.resources
+        minutes = one.minutes * experiment.training.epochs // _EPOCHS_1X
+        return Resources(gpus=one.gpus * devices, cpus=one.cpus * devices, memory=one.memory * devices, minutes=minutes)
 
 
 _EPOCHS_1X = 12
@@ -153,6 +171,7 @@ SCALES: dict[str, Scale] = {
                 checkpoint_every=2,
                 num_workers=0,
             ),
+            resources=Resources(gpus=0, cpus=1, memory=4000, minutes=20),
         ),
         Scale(
             name="micro",
@@ -163,6 +182,7 @@ SCALES: dict[str, Scale] = {
             training=_MICRO,
             # Focal loss finds objects soon, but takes longer to tell classes apart.
             one_stage_training=replace(_MICRO, learning_rate=2e-3, steps=1000),
+            resources=Resources(gpus=0, cpus=1, memory=6000, minutes=120),
         ),
         Scale(
             name="mini",
@@ -173,8 +193,15 @@ SCALES: dict[str, Scale] = {
             training=replace(
                 _FROM_SCRATCH, learning_rate=4e-4, steps=1500, warmup_steps=100, checkpoint_every=500, num_workers=8
             ),
+            resources=Resources(gpus=1, cpus=8, memory=32_000, minutes=240),
         ),
-        Scale(name="paper", model=lambda model: model, data=DataConfig(), training=None),
+        Scale(
+            name="paper",
+            model=lambda model: model,
+            data=DataConfig(),
+            training=None,
+            resources=Resources(gpus=1, cpus=8, memory=64_000, minutes=3 * 24 * 60),
+        ),
     )
 }
 

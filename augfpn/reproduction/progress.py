@@ -1,0 +1,186 @@
+"""How far a reproduction is, read from what its jobs left on disk; so it can be asked from anywhere, at any time."""
+
+from __future__ import annotations
+
+import json
+import socket
+import statistics
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from filelock import FileLock, Timeout
+
+from augfpn.reproduction.jobs import CHECKOUT, Job, Request
+from augfpn.reproduction.record import Record, record_path
+
+State = Literal["done", "running", "failed", "interrupted", "waiting"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Progress:
+    """Of a job. ``part``: of its training, 0-1; ``note``: what there is to say of it; ``seconds``: it took in all."""
+
+    job: Job
+    state: State
+    part: float = 0.0
+    note: str = ""
+    seconds: float | None = None
+
+
+def progress_of(jobs: Mapping[str, Job]) -> dict[str, Progress]:
+    """Of all jobs of a request, by their names."""
+    current: dict[str, bool] = {}
+    for job in jobs.values():
+        current[job.name] = _is_current(job, jobs, current)
+    return {job.name: _progress(job, current[job.name]) for job in jobs.values()}
+
+
+def _is_current(job: Job, jobs: Mapping[str, Job], current: Mapping[str, bool]) -> bool:
+    """Whether a job's result is there and not older than what it is made from; as Snakemake sees it, by dates."""
+    if not job.result.is_file() or not all(current[name] for name in job.needs):
+        return False
+    made_from = [*(jobs[name].result for name in job.needs), *job.sources]
+    made = job.result.stat().st_mtime
+    return all(path.stat().st_mtime <= made for path in made_from)
+
+
+def _progress(job: Job, is_current: bool) -> Progress:
+    record = _read_json(record_path(job.log))
+    recorded = None if record is None else Record(**record)
+    if recorded is not None and recorded.status is None and _is_running(job, recorded):
+        part, note = _training(job)
+        return Progress(job=job, state="running", part=part, note=note)
+    part, note = _training(job)
+    if recorded is not None and recorded.status is None:
+        # A run has its result before its notebook is at its end.
+        return Progress(job=job, state="interrupted", part=part, note=note)
+    if is_current:
+        return Progress(job=job, state="done", part=1.0, seconds=None if recorded is None else recorded.seconds)
+    if recorded is not None and recorded.status != 0:
+        note = recorded.problem or f"exit status {recorded.status}"
+        return Progress(job=job, state="failed", part=part, note=note)
+    return Progress(job=job, state="waiting", part=part, note=note)
+
+
+def _is_running(job: Job, record: Record) -> bool:
+    """Whether the process of a record that has no end is still there. Of another machine's it is taken to be."""
+    if record.host != socket.gethostname():
+        return True
+    return is_locked(job.log.with_suffix(".lock"))
+
+
+def is_locked(path: Path) -> bool:
+    """Whether a process holds the lock."""
+    if not path.exists():
+        return False
+    try:
+        with FileLock(path, timeout=0):
+            return False
+    except Timeout:
+        return True
+
+
+def _training(job: Job) -> tuple[float, str]:
+    """How much of a run is trained, and in words."""
+    if job.run is None:
+        return 0.0, ""
+    step, num_steps = last_step(job.run), _read_json(job.run / "provenance.json")
+    if step is None or num_steps is None:
+        return 0.0, ""
+    total = num_steps["derived"]["num_steps"]
+    if (job.run / "model.safetensors").is_file():
+        return 1.0, "evaluation"
+    return step / total, f"step {step} of {total}"
+
+
+def last_step(run: Path) -> int | None:
+    """The last step in ``metrics.jsonl``; None before the first."""
+    try:
+        lines = (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines(keepends=True)
+    except OSError:
+        return None
+    whole = [line for line in lines if line.endswith("\n")]
+    return int(json.loads(whole[-1])["step"]) if whole else None
+
+
+class Times:
+    """How long jobs take, from those that were done: in the request's folder, and in the recorded results."""
+
+    def __init__(self, request: Request) -> None:
+        self._of_experiment: dict[str, list[float]] = {}
+        for root in (CHECKOUT / "results" / request.scale, request.root):
+            for id, seconds in _times_of_runs(root):
+                self._of_experiment.setdefault(id, []).append(seconds)
+
+    def seconds(self, job: Job) -> float | None:
+        """Of a job, from its own last time or that of other seeds; of a run never made, the median of all runs."""
+        if job.run is not None:
+            own = self._of_experiment.get(job.target)
+            every = own or [seconds for some in self._of_experiment.values() for seconds in some]
+            return statistics.median(every) if every else None
+        record = _read_json(record_path(job.log))
+        return record["seconds"] if record and record["status"] == 0 else None
+
+    def knows(self, job: Job) -> bool:
+        """Whether this very experiment was measured."""
+        return job.run is None or job.target in self._of_experiment
+
+    def remaining(self, progress: Mapping[str, Progress], at_once: int) -> float | None:
+        """Seconds until all is done that is not; None where nothing was measured."""
+        rest = [(one, self.seconds(one.job)) for one in progress.values() if one.state != "done"]
+        known = [(1 - one.part) * seconds for one, seconds in rest if seconds is not None]
+        return sum(known) / at_once if known else None
+
+
+def _times_of_runs(root: Path) -> Iterator[tuple[str, float]]:
+    """Experiments' ids with seconds of training and evaluation together."""
+    for path in sorted(root.glob("table*/*/seed*/metrics.json")):
+        metrics = _read_json(path)
+        if metrics and metrics.get("training_seconds") is not None:
+            yield path.parent.parent.relative_to(root).as_posix(), metrics["training_seconds"] + metrics["seconds"]
+
+
+def as_text(request: Request, progress: Mapping[str, Progress], at_once: int) -> str:
+    """What `augfpn status` prints."""
+    every = list(progress.values())
+    lines = [headline(request, progress, at_once)]
+    for state in ("running", "failed", "interrupted"):
+        of_state = [one for one in every if one.state == state]
+        lines += [f"{state}:"] if of_state else []
+        lines += [f"  {one.job.name:48}{one.note:24}{one.job.log}" for one in of_state]
+    return "\n".join(lines)
+
+
+def headline(request: Request, progress: Mapping[str, Progress], at_once: int) -> str:
+    """One line: what is done, what is not, and for how long."""
+    runs = [one for one in progress.values() if one.job.run is not None]
+    notebooks = [one for one in progress.values() if one.job.notebook is not None and one.job.run is None]
+    counts = ", ".join(
+        f"{sum(one.state == 'done' for one in some)} of {len(some)} {name}"
+        for name, some in (("runs", runs), ("notebooks", notebooks))
+        if some
+    )
+    failed = sum(one.state == "failed" for one in progress.values())
+    running = sum(one.state == "running" for one in progress.values())
+    left = Times(request).remaining(progress, at_once)
+    parts = [f"{counts} done", f"{running} at work"] + ([f"{failed} failed"] if failed else [])
+    parts += [] if left is None else [f"about {in_words(left)} left"]
+    return "; ".join(parts)
+
+
+def in_words(seconds: float) -> str:
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    if seconds < 90 * 60:
+        return f"{seconds / 60:.0f} min"
+    return f"{seconds / 3600:.1f} h"
+
+
+def _read_json(path: Path) -> dict[str, Any] | None:
+    try:
+        content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return content

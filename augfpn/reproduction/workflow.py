@@ -1,0 +1,197 @@
+"""Starts Snakemake on `pipelines/Snakefile`, and says how it goes."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import shlex
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from json import loads
+from pathlib import Path
+
+import torch
+from tqdm import tqdm
+
+from augfpn.errors import UserError
+from augfpn.experiments.scales import SCALES
+from augfpn.files import write_json
+from augfpn.reproduction.jobs import CHECKOUT, Job, Request, jobs_of
+from augfpn.reproduction.progress import Progress, Times, headline, in_words, is_locked, progress_of
+
+SNAKEFILE = CHECKOUT / "pipelines" / "Snakefile"
+PROFILES = CHECKOUT / "pipelines" / "profiles"
+
+# Lines of a log that a summary shows.
+_LAST = 12
+
+
+def reproduce(
+    request: Request, *, at_once: int | None = None, profile: str | None = None, options: Sequence[str] = ()
+) -> bool:
+    """Does what is missing of a request; whether all of it is done in the end.
+
+    Args:
+        at_once: jobs at the same time; by default one on a GPU, as many as there are cores without, or as the profile
+            says.
+        profile: ``slurm``, ``kubernetes``, or a profile of your own; by default jobs run on this machine.
+        options: for Snakemake.
+    """
+    _check_installed()
+    if is_locked(lock_path(request)):
+        raise UserError(
+            f"Another reproduction is at work in {request.root}; follow it with `augfpn status {request.root}`."
+        )
+    request, arguments, at_once = _distribute(request, at_once, profile)
+    jobs = jobs_of(request)
+    description = write_json(request_path(request), request.to_config() | {"at_once": at_once}, indent=1)
+    log = request.root / "logs" / "snakemake.log"
+    log.parent.mkdir(parents=True, exist_ok=True)
+    command = [sys.executable, "-m", "snakemake", "--snakefile", str(SNAKEFILE), "--configfile", str(description)]
+    command += [*arguments, *options]
+    print(f"{headline(request, progress_of(jobs), at_once)}. Logs: {log.parent}; from elsewhere: {_status(request)}")
+    with log.open("a", encoding="utf-8") as file:
+        print(f"--- {shlex.join(command)}", file=file, flush=True)
+        process = subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT)
+        try:
+            _follow(process, request, jobs, at_once)
+        except KeyboardInterrupt:
+            print("\nStopping; what is done stays, and the same command goes on with the rest.")
+            process.wait()
+    return _sum_up(request, jobs, process.returncode, log)
+
+
+def lock_path(request: Request) -> Path:
+    """Held by the Snakemake that works in a request's folder."""
+    return request.root / "logs" / "snakemake.lock"
+
+
+def request_path(request: Request) -> Path:
+    return request.root / "reproduction.json"
+
+
+def last_request(root: Path) -> tuple[Request, int]:
+    """What was last asked for in a folder, and how many jobs at once."""
+    path = root / "reproduction.json"
+    if not path.is_file():
+        raise UserError(f"Nothing was reproduced in {root}; name the folder of `augfpn reproduce … --out`.")
+    config = loads(path.read_text(encoding="utf-8"))
+    at_once = config.pop("at_once")
+    return Request.from_config(config), at_once
+
+
+def describe(request: Request, at_once: int | None = None, profile: str | None = None) -> str:
+    """What is still to be done, and for how long, from measured times where there are any."""
+    request, _, at_once = _distribute(request, at_once, profile)
+    progress, times = progress_of(jobs_of(request)), Times(request)
+    missing = [one for one in progress.values() if one.state != "done"]
+    lines = []
+    for one in missing:
+        seconds = times.seconds(one.job)
+        if seconds is None:
+            took = "not measured yet"
+        else:
+            took = in_words((1 - one.part) * seconds) + ("" if times.knows(one.job) else ", as others")
+        part = f"from {one.note}" if 0 < one.part < 1 else ""
+        lines.append(f"{one.job.name:48}{took:24}{part}".rstrip())
+    return "\n".join([*lines, f"{headline(request, progress, at_once)}, {at_once} at once."])
+
+
+def _distribute(request: Request, at_once: int | None, profile: str | None) -> tuple[Request, list[str], int]:
+    """The request with the threads of each job, what Snakemake is told of them, and how many jobs at once."""
+    if profile is not None:
+        own = PROFILES / profile
+        arguments = ["--profile", str(own) if own.is_dir() else profile]
+        arguments += [] if at_once is None else ["--jobs", str(at_once)]
+        threads = SCALES[request.scale].resources.cpus * request.devices
+        return replace(request, threads=threads), arguments, at_once or len(jobs_of(request))
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    at_once = at_once or (1 if torch.cuda.is_available() else cores)
+    threads = max(1, cores // at_once)
+    return replace(request, threads=threads), ["--cores", str(at_once * threads)], at_once
+
+
+def _follow(process: subprocess.Popen[bytes], request: Request, jobs: Mapping[str, Job], at_once: int) -> None:
+    """A line for every job that starts or ends; on a terminal, below them, one that is rewritten."""
+    before = {name: one.state for name, one in progress_of(jobs).items()}
+    with tqdm(bar_format="{desc}", leave=False, disable=not sys.stderr.isatty()) as line:
+        ended = False
+        while not ended:
+            ended = process.poll() is not None
+            progress = progress_of(jobs)
+            for name, one in progress.items():
+                if one.state != before[name]:
+                    _tell(one, progress)
+                before[name] = one.state
+            at_work = ", ".join(f"{one.job.name} {one.note}" for one in progress.values() if one.state == "running")
+            line.set_description_str(f"{headline(request, progress, at_once)}. {at_work}")
+            if not ended:
+                time.sleep(1)
+
+
+def _tell(one: Progress, progress: Mapping[str, Progress]) -> None:
+    if one.state == "waiting":
+        return
+    done = sum(other.state == "done" for other in progress.values())
+    what = {"running": "started", "done": "done"}.get(one.state, one.state)
+    took = f" in {in_words(one.seconds)}" if one.state == "done" and one.seconds is not None else ""
+    problem = f": {one.note}" if one.state == "failed" else ""
+    tqdm.write(f"[{done}/{len(progress)}] {one.job.name} {what}{took}{problem}")
+    sys.stdout.flush()
+
+
+def _sum_up(request: Request, jobs: Mapping[str, Job], status: int, log: Path) -> bool:
+    """Prints what is done, and of each failure the end of its log and how to try it alone."""
+    progress = progress_of(jobs)
+    rest = [one for one in progress.values() if one.state != "done"]
+    if status == 0 and not rest:
+        print(f"All done: {jobs['report'].result}")
+        return True
+    failed = [one for one in rest if one.state == "failed"]
+    for one in failed:
+        print(f"\n{one.job.name} failed ({one.note}). The end of {one.job.log}:")
+        print(*(f"    {line}" for line in _last_lines(one.job.log)), sep="\n")
+        print(f"  Alone: {_command(request, one.job.target)}")
+    if not failed:
+        print(f"\nThe workflow ended with status {status}. The end of {log}:")
+        print(*(f"    {line}" for line in _last_lines(log)), sep="\n")
+    others = len(rest) - len(failed)
+    print(
+        f"\n{len(progress) - len(rest)} of {len(progress)} done, {len(failed)} failed, {others} left that were stopped "
+        f"or need those. The same command does what is missing."
+    )
+    return False
+
+
+def _last_lines(log: Path) -> list[str]:
+    if not log.is_file():
+        return ["(there is none)"]
+    lines = log.read_text(encoding="utf-8", errors="replace").replace("\r", "\n").splitlines()
+    return [line for line in lines if line.strip()][-_LAST:]
+
+
+def _command(request: Request, target: str) -> str:
+    command = ["augfpn", "reproduce", *target.split(), "--scale", request.scale]
+    command += [] if request.seeds == 1 else ["--seeds", str(request.seeds)]
+    command += [] if request.out is None else ["--out", request.out]
+    command += [] if request.data is None else ["--data", request.data]
+    command += [] if request.devices == 1 else ["--devices", str(request.devices)]
+    return shlex.join(command)
+
+
+def _status(request: Request) -> str:
+    return shlex.join(["augfpn", "status", str(request.root)])
+
+
+def _check_installed() -> None:
+    missing = [name for name in ("snakemake", "papermill") if importlib.util.find_spec(name) is None]
+    if missing:
+        raise UserError(f"{' and '.join(missing)} is not installed; `pip install 'augfpn[pipelines]'` does that.")
+    if not SNAKEFILE.is_file():
+        raise UserError(
+            f"There is no {SNAKEFILE}: notebooks and workflow are in the repository, not in the installed package. "
+            "Clone it and install it with `pip install --editable .`."
+        )
