@@ -30,7 +30,7 @@ class ExperimentParameters:
 
     ``run``: the run directory, by default named after the others. ``data``: a folder in COCO's layout, by default the
     scale's synthetic images. ``steps``: in the place of the scale's. ``devices``: with more than one, torchrun starts
-    the training.
+    the training. ``result``: a file for the figures.
     """
 
     experiment: str
@@ -40,6 +40,7 @@ class ExperimentParameters:
     data: str | None = None
     steps: int | None = None
     devices: int = 1
+    result: str | None = None
 
     def __post_init__(self) -> None:
         _at_least_one(self, "devices")

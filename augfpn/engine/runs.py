@@ -6,7 +6,7 @@
     metrics.jsonl       losses and rates while training goes on
     checkpoints/        from which training can go on
     model.safetensors   the trained weights
-    metrics.json        COCO's figures of the evaluation
+    metrics.json        COCO's figures of the evaluation, and how long training and evaluation took
     detections.json     the detections, in COCO's result format
 
 Every file is written whole or not at all, except ``metrics.jsonl``, which grows by a line at a time.
@@ -20,6 +20,8 @@ import platform
 import shlex
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -27,6 +29,7 @@ from typing import Any
 
 import safetensors.torch
 import torch
+from filelock import FileLock, Timeout
 
 from augfpn.data.dataset import Category
 from augfpn.detectors.build import build_from_config
@@ -59,6 +62,23 @@ class Run:
         write_json(path / "categories.json", [vars(category) for category in categories], indent=2)
         write_text(path / "run.json", config.to_json())
         return run
+
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """Holds the run for this process; while another one holds it, waits, and says so.
+
+        A training whose notebook or scheduler was killed goes on; a second one beside it would spoil both.
+        """
+        lock = FileLock(self.path / "train.lock")
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            print(f"Another process trains {self.path}; waiting for it.", flush=True)
+            lock.acquire()
+        try:
+            yield
+        finally:
+            lock.release()
 
     @staticmethod
     def open(path: Path) -> Run:

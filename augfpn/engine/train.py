@@ -39,8 +39,8 @@ def train(
 
     With ``resume`` it goes on from the last checkpoint in ``out`` and ends with the same weights as a training that was
     never interrupted (to the bit on a CPU with the same number of threads). A finished run is left as it is.
-    ``keep_checkpoints``: all of them, rather than the last two, for studies of how training went; a run that began so
-    goes on so.
+    While another process trains it, this one waits. ``keep_checkpoints``: all of them, rather than the last two, for
+    studies of how training went; a run that began so goes on so.
     """
     device = device or default_device()
     # The validation data too, so that a fault in it is found now and not after days of training.
@@ -48,15 +48,38 @@ def train(
     for problem in dict.fromkeys([*dataset.problems, *val.problems]):
         print(f"warning: {problem}", file=sys.stderr)
     run = _existing(out, config, dataset) if resume else None
-    if run is not None and run.is_trained:
-        print(f"{out} is trained to its end already.")
+    if run is None:
+        # Before the run directory: where pretrained weights cannot be had, nothing is left behind.
+        model = _start(config, dataset, device, pretrained=True)
+        run = Run.create(out, config, dataset.categories)
+        with run.alone():
+            _finish(run, config, model, dataset, None, keep_checkpoints, device)
         return run
-    last = load_last_checkpoint(run.path / "checkpoints", device) if run is not None else None
+    with run.alone():
+        if run.is_trained:
+            print(f"{out} is trained to its end already.")
+            return run
+        last = load_last_checkpoint(run.path / "checkpoints", device)
+        model = _start(config, dataset, device, pretrained=last is None)
+        _finish(run, config, model, dataset, last, keep_checkpoints or run.keeps_checkpoints, device)
+    return run
+
+
+def _start(config: RunConfig, dataset: DetectionDataset, device: torch.device, *, pretrained: bool) -> Detector:
     torch.manual_seed(seed_of(config.seed))
-    # Before the run directory: where pretrained weights cannot be had, nothing is left behind.
-    model = build_model(config, len(dataset.categories), pretrained=last is None).to(device).train()
-    run = run or Run.create(out, config, dataset.categories)
-    keep_checkpoints = keep_checkpoints or run.keeps_checkpoints
+    return build_model(config, len(dataset.categories), pretrained=pretrained).to(device).train()
+
+
+def _finish(
+    run: Run,
+    config: RunConfig,
+    model: Detector,
+    dataset: DetectionDataset,
+    last: Checkpoint | None,
+    keep_checkpoints: bool,
+    device: torch.device,
+) -> None:
+    """Trains from a checkpoint, or from the start, to the end, and keeps the weights."""
     num_steps = config.training.num_steps(len(dataset))
     derived = {
         "num_images": len(dataset),
@@ -68,10 +91,8 @@ def train(
     }
     run.write_provenance(device, derived)
     print(f"{config.experiment} at {config.scale}: " + ", ".join(f"{name} {value}" for name, value in derived.items()))
-
     _make_steps(run, config, model, dataset, last, num_steps, None if keep_checkpoints else KEPT, device)
     run.save_weights(model)
-    return run
 
 
 def _make_steps(

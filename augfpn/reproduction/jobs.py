@@ -4,11 +4,11 @@ Nearly every job executes a notebook. A run is ``experiment.ipynb`` with its par
 table or a figure is a notebook of its own over finished runs. The last job is the report. Everything is kept below one
 folder:
 
-    table2/cs/seed0/     a run, with its executed experiment.ipynb
-    notebooks/           the other executed notebooks
-    results/             what these found, as JSON
-    report/              the report
+    table2/cs/seed0/     a run
+    notebooks/           the executed notebooks, of runs and others
+    results/             what they found, as JSON; written by their last cells
     logs/                what every job printed, and how it went
+    report/              the report
 """
 
 from __future__ import annotations
@@ -187,41 +187,36 @@ def _run(request: Request, id: str, seed: int) -> Job:
     parameters |= {} if request.data is None else {"data": request.data}
     parameters |= {} if request.devices == 1 else {"devices": request.devices}
     return Job(
-        name=f"{id}/seed{seed}",
         target=id,
-        result=path / "metrics.json",
-        log=request.root / "logs" / id / f"seed{seed}.log",
         resources=SCALES[request.scale].resources_of(EXPERIMENTS[id], request.devices),
         run=path,
-        **_notebook("experiment", parameters, path / "experiment.ipynb"),
+        **_notebook(request, f"{id}/seed{seed}", "experiment", parameters),
     )
 
 
 def _study(request: Request, study: Study) -> Job:
     name = study.notebook
-    result = request.root / "results" / f"{name}.json"
-    notebook = _notebook(
-        name, {**study.parameters(request), "result": str(result)}, request.root / "notebooks" / f"{name}.ipynb"
-    )
     seeds = range(1 if study.of_run else request.seeds)
     return Job(
-        name=name,
         target=next((target for target, studies in TARGETS.items() if studies == (study,)), "all"),
-        result=result,
-        log=request.root / "logs" / f"{name}.log",
         resources=SCALES[request.scale].resources,
         needs=tuple(f"{id}/seed{seed}" for id in _distinct(list(study.rows), request) for seed in seeds),
         sources=(CHECKOUT / "notebooks" / f"{name}.ipynb",),
         alone=study.alone,
-        **notebook,
+        **_notebook(request, name, name, study.parameters(request)),
     )
 
 
-def _notebook(name: str, parameters: dict[str, Any], copy: Path) -> dict[str, Any]:
+def _notebook(request: Request, job: str, name: str, parameters: dict[str, Any]) -> dict[str, Any]:
+    result = request.root / "results" / f"{job}.json"
+    copy = request.root / "notebooks" / f"{job}.ipynb"
+    parameters = {**parameters, "result": str(result)}
     # As YAML, of which JSON is a part: by papermill's -p, `false` would be a word.
     command = [sys.executable, "-m", "papermill", str(CHECKOUT / "notebooks" / f"{name}.ipynb"), str(copy)]
     command += ["--parameters_yaml", dumps(parameters), "--no-progress-bar", "--start-timeout", "300"]
-    return {"notebook": name, "parameters": parameters, "copy": copy, "command": tuple(command)}
+    log = request.root / "logs" / f"{job}.log"
+    notebook = {"notebook": name, "parameters": parameters, "copy": copy}
+    return {**notebook, "name": job, "command": tuple(command), "result": result, "log": log}
 
 
 def _report(request: Request, jobs: Mapping[str, Job]) -> Job:

@@ -54,7 +54,6 @@ def _progress(job: Job, is_current: bool) -> Progress:
         return Progress(job=job, state="running", part=part, note=note)
     part, note = _training(job)
     if recorded is not None and recorded.status is None:
-        # A run has its result before its notebook is at its end.
         return Progress(job=job, state="interrupted", part=part, note=note)
     if is_current:
         return Progress(job=job, state="done", part=1.0, seconds=None if recorded is None else recorded.seconds)
