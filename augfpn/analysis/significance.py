@@ -24,13 +24,15 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+import pandas as pd
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from augfpn.analysis.comparison import check_comparable, find_baseline
+from augfpn.analysis.comparison import check_comparable, find_baseline, is_ablation, runs_in, runs_of
 from augfpn.data.loading import open_dataset
 from augfpn.engine.runs import Run
 from augfpn.errors import UserError
+from augfpn.experiments.paper import EXPERIMENTS
 
 # Weighted detections that are in memory at a time, of all draws of a block.
 _BLOCK = 100_000
@@ -95,6 +97,8 @@ def differences_to_baselines(runs: Sequence[Run], draws: int = 1000) -> dict[str
     By the ids that they are run under, in the order of the runs; without baselines, and without those that have none.
     A UserError for two runs of the same experiment and seed.
     """
+    if not runs:
+        return {}
     check_comparable(runs)
     of_id: dict[str, list[Run]] = {}
     for run in runs:
@@ -109,6 +113,27 @@ def differences_to_baselines(runs: Sequence[Run], draws: int = 1000) -> dict[str
         if id != baseline_id and pairs:
             differences[id] = bootstrap.difference(pairs, level=0.95)
     return differences
+
+
+def intervals(runs: Sequence[Run], table: str, draws: int = 1000) -> pd.DataFrame:
+    """The gains in AP of a table's rows over their baselines with their 95 % intervals, by method.
+
+    Columns: ``gain`` with ``low`` and ``high``, of so many ``seeds``; whether it is ``larger than the noise``, yes
+    where the interval leaves 0 out; the ``paper gain``. Only rows that were run with a seed with which their baseline
+    was run, too; runs that have no row in the table are left alone.
+    """
+    own = runs_in(table, runs)
+    differences = differences_to_baselines(own, draws)
+    rows = []
+    for row in (row for row in EXPERIMENTS.values() if row.table == table and is_ablation(row.id)):
+        run_ids = {run.config.experiment for run in runs_of(row.id, own)}
+        for difference in (differences[id] for id in run_ids & differences.keys()):
+            verdict = "yes" if difference.is_clear else "no"
+            paper = round(row.published.AP - EXPERIMENTS[row.baseline].published.AP, 1)
+            interval = (difference.mean, difference.low, difference.high)
+            rows.append((row.title, *interval, difference.num_seeds, verdict, paper))
+    columns = ["method", "gain", "low", "high", "seeds", "larger than the noise", "paper gain"]
+    return pd.DataFrame(rows, columns=columns).set_index("method")
 
 
 class _Bootstrap:

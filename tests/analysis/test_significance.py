@@ -5,7 +5,7 @@ import pytest
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from augfpn.analysis.significance import MatchedImages, differences_to_baselines, paired_difference
+from augfpn.analysis.significance import MatchedImages, differences_to_baselines, intervals, paired_difference
 from augfpn.data.loading import open_dataset
 from augfpn.engine import Run
 from augfpn.engine.evaluate import FIGURES, coco_metrics
@@ -217,3 +217,35 @@ def test_a_baseline_is_matched_once_for_all_its_rows(truth, tmp_path, monkeypatc
     monkeypatch.setattr(COCOeval, "evaluate", lambda self, once=COCOeval.evaluate: matched.append(0) or once(self))
     assert list(differences_to_baselines(runs, draws=2)) == ["table2/cs", "table2/srs"]
     assert len(matched) == 3
+
+
+def test_a_table_has_the_intervals_of_its_rows_that_were_run_beside_their_baselines(truth, tmp_path):
+    for seed in (0, 1):
+        made_up_run(tmp_path / f"b{seed}", noisy(truth, 4, seed), "table2/baseline", seed)
+        made_up_run(tmp_path / f"c{seed}", noisy(truth, 1, seed), "table2/cs", seed)
+    same = noisy(truth, 4)
+    made_up_run(tmp_path / "s", same, "table2/srs")
+    made_up_run(tmp_path / "g", noisy(truth, 3), "table4/sum_gap")
+    made_up_run(tmp_path / "f", noisy(truth, 1), "table1/fcos_r50_augfpn_1x")
+    runs = [Run(path) for path in sorted(tmp_path.iterdir())]
+    # The run of Table 2 with the same model stands in Table 3, beside the same baseline.
+    for table, method in (("table2", "CS"), ("table3", "CS, all level, λ 0.25")):
+        found = intervals(runs, table, draws=100)
+        row = found.loc[method]
+        assert 0 < row["low"] < row["gain"] < row["high"]
+        assert (row["seeds"], row["larger than the noise"], row["paper gain"]) == (2, "yes", 0.9)
+    of_table_2 = intervals(runs, "table2", draws=100)
+    assert list(of_table_2.index) == ["CS", "SRS"]
+    assert of_table_2.loc["SRS", ["gain", "low", "high"]].tolist() == [0, 0, 0]
+    assert of_table_2.loc["SRS", "larger than the noise"] == "no"
+    # FCOS was not run with FPN; Faster R-CNN with FPN is a baseline.
+    assert intervals(runs, "table1", draws=100).empty
+    assert intervals([], "table2").empty
+
+
+def test_every_row_of_table_1_has_a_baseline_of_its_own(truth, tmp_path):
+    for detector, noise in (("fcos", 4), ("retinanet", 2)):
+        made_up_run(tmp_path / f"{detector}-", noisy(truth, noise), f"table1/{detector}_r50_fpn_1x")
+        made_up_run(tmp_path / detector, noisy(truth, 3), f"table1/{detector}_r50_augfpn_1x")
+    gains = intervals([Run(path) for path in sorted(tmp_path.iterdir())], "table1", draws=100)["gain"]
+    assert (gains > 0).tolist() == [False, True]
