@@ -5,7 +5,7 @@ from augfpn.analysis.cost import Cost, cost, cost_of_experiment
 from augfpn.analysis.level_ratios import LevelRatios, level_ratios
 from augfpn.analysis.runtime import Runtime, measure_runtimes
 from augfpn.analysis.semantic_gap import SemanticGap, semantic_gaps
-from augfpn.analysis.significance import Difference, differences_to_baselines, paired_difference
+from augfpn.analysis.significance import Difference, differences_to_baselines, intervals, paired_difference
 
 __all__ = [
     "Cost",
@@ -17,6 +17,7 @@ __all__ = [
     "cost",
     "cost_of_experiment",
     "differences_to_baselines",
+    "intervals",
     "level_ratios",
     "measure_runtimes",
     "paired_difference",

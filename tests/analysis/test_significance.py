@@ -2,8 +2,10 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
 
-from augfpn.analysis.significance import MatchedImages, differences_to_baselines, paired_difference
+from augfpn.analysis.significance import MatchedImages, differences_to_baselines, intervals, paired_difference
 from augfpn.data.loading import open_dataset
 from augfpn.engine import Run
 from augfpn.engine.evaluate import FIGURES, coco_metrics
@@ -70,6 +72,69 @@ def test_ap_of_drawn_images_is_cocos_of_a_data_set_that_has_some_of_them_twice(t
         assert matched.average_precision(images) == pytest.approx(100 * expected)
 
 
+def made_up(seed):
+    """Truth and results by chance: crowds, images without either, a category in one image, and equal scores.
+
+    Detections with equal scores are of different images: what comes first within an image that is there twice is a
+    matter of taste.
+    """
+    random = np.random.default_rng(seed)
+    truth = {"images": [{"id": i} for i in range(1, 21)], "categories": [{"id": c} for c in (1, 3, 7)]}
+    annotations, results = [], []
+    for image, category in ((i, c) for i in range(1, 17) for c in (1, 3, 7) if c != 7 or i == 5):
+        boxes = np.concatenate([random.uniform(0, 60, (4, 2)), random.uniform(8, 40, (4, 2))], axis=1)
+        scores = random.permutation(12) / 12
+        for number in range(random.integers(5)):
+            box, crowd = boxes[number], int(random.uniform() < 0.2)
+            area = float(box[2] * box[3])
+            entry = {"image_id": image, "category_id": category, "bbox": box.tolist(), "area": area, "iscrowd": crowd}
+            annotations.append({**entry, "id": len(annotations) + 1})
+        for number, score in enumerate(scores[: random.integers(12)]):
+            box = (boxes[number % 4] + random.normal(0, 3, 4)).clip(1)
+            results.append(
+                {"image_id": image, "category_id": category, "bbox": box.tolist(), "score": float(score) + 0.01}
+            )
+    return {**truth, "annotations": annotations}, results
+
+
+def cocos(truth, results, positions):
+    """AP in percent by pycocotools alone, of a data set that has these images, and which categories it has."""
+    content, found = of_images(truth, results, positions)
+    coco = COCO()
+    coco.dataset = content
+    coco.createIndex()
+    evaluation = COCOeval(coco, coco.loadRes(found), "bbox")
+    evaluation.evaluate()
+    evaluation.accumulate()
+    precision = evaluation.eval["precision"][:, :, :, 0, 2]
+    return 100 * precision[precision > -1].mean(), (precision > -1).any(axis=(0, 1))
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_ap_by_how_often_images_are_drawn_is_pycocotools_own(seed):
+    truth, results = made_up(seed)
+    drawn = [np.arange(20), *np.random.default_rng(seed).integers(20, size=(8, 20))]
+    expected, categories = zip(*(cocos(truth, results, np.sort(images)) for images in drawn), strict=True)
+    assert any(not there.all() for there in categories)
+    matched = MatchedImages(truth, results, "bbox")
+    weights = np.stack([np.bincount(images, minlength=20) for images in drawn])
+    np.testing.assert_allclose(matched.average_precisions(weights), expected, rtol=0, atol=1e-9)
+    assert [matched.average_precision(images) for images in drawn] == pytest.approx(expected, abs=1e-9)
+
+
+def test_the_size_of_blocks_does_not_matter(monkeypatch):
+    matched = MatchedImages(*made_up(0), "bbox")
+    weights = np.random.default_rng(0).integers(4, size=(9, 20))
+    expected = matched.average_precisions(weights)
+    monkeypatch.setattr("augfpn.analysis.significance._BLOCK", 300)
+    assert (matched.average_precisions(weights) == expected).all()
+
+
+def test_a_draw_without_objects_has_no_ap():
+    matched = MatchedImages(*made_up(0), "bbox")
+    assert np.isnan(matched.average_precision(np.array([18, 19])))
+
+
 def test_a_model_that_finds_nothing_has_an_ap_of_0(truth):
     assert MatchedImages(truth, [], "bbox").average_precision(np.arange(NUM_IMAGES)) == 0
 
@@ -131,5 +196,56 @@ def test_runs_that_make_no_pairs_are_refused(truth, tmp_path):
     other_seed = made_up_run(tmp_path / "b", noisy(truth, 3), "table2/baseline", seed=1)
     with pytest.raises(UserError, match=r"same seeds: there are \[0\] and, of the baseline, \[1\]"):
         paired_difference([run], [other_seed], draws=1)
-    with pytest.raises(UserError, match="same experiment"):
+    with pytest.raises(UserError, match="same experiment with a seed each"):
         paired_difference([run, made_up_run(tmp_path / "c", [], "table2/srs", seed=1)], [run, other_seed], draws=1)
+
+
+def test_two_runs_with_the_same_experiment_and_seed_are_refused_by_name(truth, tmp_path):
+    baseline, *twice = (
+        made_up_run(tmp_path / name, noisy(truth, 3), id)
+        for name, id in (("a", "table2/baseline"), ("b", "table2/cs"), ("c", "table2/cs"))
+    )
+    for refused in (lambda: differences_to_baselines([baseline, *twice]), lambda: paired_difference(twice, [baseline])):
+        with pytest.raises(UserError, match=f"{twice[0].path} and {twice[1].path} are both of table2/cs with seed 0"):
+            refused()
+
+
+def test_a_baseline_is_matched_once_for_all_its_rows(truth, tmp_path, monkeypatch):
+    ids = ("table2/baseline", "table2/cs", "table2/srs")
+    runs = [made_up_run(tmp_path / id, noisy(truth, 3), id) for id in ids]
+    matched = []
+    monkeypatch.setattr(COCOeval, "evaluate", lambda self, once=COCOeval.evaluate: matched.append(0) or once(self))
+    assert list(differences_to_baselines(runs, draws=2)) == ["table2/cs", "table2/srs"]
+    assert len(matched) == 3
+
+
+def test_a_table_has_the_intervals_of_its_rows_that_were_run_beside_their_baselines(truth, tmp_path):
+    for seed in (0, 1):
+        made_up_run(tmp_path / f"b{seed}", noisy(truth, 4, seed), "table2/baseline", seed)
+        made_up_run(tmp_path / f"c{seed}", noisy(truth, 1, seed), "table2/cs", seed)
+    same = noisy(truth, 4)
+    made_up_run(tmp_path / "s", same, "table2/srs")
+    made_up_run(tmp_path / "g", noisy(truth, 3), "table4/sum_gap")
+    made_up_run(tmp_path / "f", noisy(truth, 1), "table1/fcos_r50_augfpn_1x")
+    runs = [Run(path) for path in sorted(tmp_path.iterdir())]
+    # The run of Table 2 with the same model stands in Table 3, beside the same baseline.
+    for table, method in (("table2", "CS"), ("table3", "CS, all level, λ 0.25")):
+        found = intervals(runs, table, draws=100)
+        row = found.loc[method]
+        assert 0 < row["low"] < row["gain"] < row["high"]
+        assert (row["seeds"], row["larger than the noise"], row["paper gain"]) == (2, "yes", 0.9)
+    of_table_2 = intervals(runs, "table2", draws=100)
+    assert list(of_table_2.index) == ["CS", "SRS"]
+    assert of_table_2.loc["SRS", ["gain", "low", "high"]].tolist() == [0, 0, 0]
+    assert of_table_2.loc["SRS", "larger than the noise"] == "no"
+    # FCOS was not run with FPN; Faster R-CNN with FPN is a baseline.
+    assert intervals(runs, "table1", draws=100).empty
+    assert intervals([], "table2").empty
+
+
+def test_every_row_of_table_1_has_a_baseline_of_its_own(truth, tmp_path):
+    for detector, noise in (("fcos", 4), ("retinanet", 2)):
+        made_up_run(tmp_path / f"{detector}-", noisy(truth, noise), f"table1/{detector}_r50_fpn_1x")
+        made_up_run(tmp_path / detector, noisy(truth, 3), f"table1/{detector}_r50_augfpn_1x")
+    gains = intervals([Run(path) for path in sorted(tmp_path.iterdir())], "table1", draws=100)["gain"]
+    assert (gains > 0).tolist() == [False, True]
