@@ -21,8 +21,8 @@ $(VENV)/.installed: pyproject.toml $(CONSTRAINTS)
 	$(BIN)/python -m pip install --quiet $(if $(CONSTRAINTS),--constraint $(CONSTRAINTS)) --editable '.[dev]'
 	touch $@
 
-demo: install  ## train FPN and AugFPN at the micro scale and write runs/demo/report.html
-	$(BIN)/python pipelines/demo.py
+demo: install  ## train FPN and AugFPN at the micro scale and write runs/demo/report/index.html
+	$(BIN)/augfpn reproduce demo --scale micro --out runs/demo
 
 test: install  ## run the tests
 	$(BIN)/python -m pytest -m 'not slow'

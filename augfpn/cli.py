@@ -204,9 +204,10 @@ def reproduce(
 
 @app.command()
 def status(
-    folder: Annotated[Path, typer.Argument(help="Where it is at work: the --out of `augfpn reproduce`.")] = Path(
-        "runs/micro"
-    ),
+    folder: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Argument(help="The --out of `augfpn reproduce`; by default the last one below runs."),
+    ] = None,
 ) -> None:
     """How far a reproduction is: what is done, what is at work, what failed, how long it will take, where logs are."""
     from augfpn.reproduction import jobs_of

@@ -31,7 +31,11 @@ _BY_SIGNAL = 128
 
 @dataclass(frozen=True, kw_only=True)
 class Record:
-    """How a job went: ``status`` is its exit status, None while it runs; ``seconds`` is its time so far or in all."""
+    """How a job went.
+
+    ``status``: its exit status, None while it runs. ``seconds``: its time in all. ``problem``: what an exit status does
+    not tell. ``interrupted``: whether it was asked to end, which is nobody's fault.
+    """
 
     host: str
     pid: int
@@ -39,6 +43,7 @@ class Record:
     status: int | None = None
     seconds: float | None = None
     problem: str | None = None
+    interrupted: bool = False
 
 
 def main(arguments: list[str]) -> int:
@@ -65,14 +70,15 @@ def _do(command: list[str], result: Path, log: Path) -> int:
     with log.open("a", encoding="utf-8") as file:
         print(f"--- {now}", file=file, flush=True)
         process = subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT)
-        _pass_on(process)
+        asked = _pass_on(process)
         status = process.wait()
     problem = None
     if status < 0:
         status, problem = _BY_SIGNAL - status, f"ended by {signal.Signals(-status).name}"
     elif status == 0 and not result.is_file():
         status, problem = 1, f"ended well, but did not write {result}"
-    record = replace(record, status=status, seconds=round(time.monotonic() - started, 1), problem=problem)
+    seconds = round(time.monotonic() - started, 1)
+    record = replace(record, status=status, seconds=seconds, problem=problem, interrupted=bool(asked))
     write_json(record_path(log), asdict(record), indent=1)
     return status
 
@@ -82,16 +88,22 @@ def record_path(log: Path) -> Path:
     return log.with_suffix(".json")
 
 
-def _pass_on(process: subprocess.Popen[bytes]) -> None:
-    """A scheduler ends a job by ending this process; the command is asked to end, and waited for."""
+def _pass_on(process: subprocess.Popen[bytes]) -> list[int]:
+    """A scheduler ends a job by ending this process: the command is asked to end, and waited for.
+
+    Returns the signals that ask for it, as they come.
+    """
+    asked: list[int] = []
 
     def ask(number: int, frame: FrameType | None) -> None:
-        if process.poll() is None:
+        asked.append(number)
+        # Ctrl-C reaches the command by itself.
+        if number != signal.SIGINT and process.poll() is None:
             process.send_signal(number)
 
-    signal.signal(signal.SIGTERM, ask)
-    # Ctrl-C reaches the command by itself.
-    signal.signal(signal.SIGINT, lambda number, frame: None)
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, ask)
+    return asked
 
 
 if __name__ == "__main__":

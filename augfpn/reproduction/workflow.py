@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import re
 import shlex
 import subprocess
 import sys
@@ -25,8 +26,9 @@ from augfpn.reproduction.progress import Progress, Times, headline, in_words, is
 SNAKEFILE = CHECKOUT / "pipelines" / "Snakefile"
 PROFILES = CHECKOUT / "pipelines" / "profiles"
 
-# Lines of a log that a summary shows.
+# Lines of a log that a summary shows, without the colours of IPython's tracebacks.
 _LAST = 12
+_COLOURS = re.compile(r"\x1b\[[\d;]*m")
 
 
 def reproduce(
@@ -73,14 +75,16 @@ def request_path(request: Request) -> Path:
     return request.root / "reproduction.json"
 
 
-def last_request(root: Path) -> tuple[Request, int]:
-    """What was last asked for in a folder, and how many jobs at once."""
-    path = root / "reproduction.json"
-    if not path.is_file():
-        raise UserError(f"Nothing was reproduced in {root}; name the folder of `augfpn reproduce … --out`.")
+def last_request(root: Path | None = None) -> tuple[Request, int]:
+    """What was last asked for in a folder, or in any below ``runs``, and how many jobs at once."""
+    pattern, above = ("*/reproduction.json", Path("runs")) if root is None else ("reproduction.json", root)
+    path = max(above.glob(pattern), key=lambda found: found.stat().st_mtime, default=None)
+    if path is None:
+        raise UserError(f"Nothing was reproduced in {above}; name the folder of `augfpn reproduce … --out`.")
     config = loads(path.read_text(encoding="utf-8"))
     at_once = config.pop("at_once")
-    return Request.from_config(config), at_once
+    # The folder as it is seen from here.
+    return Request.from_config({**config, "out": str(path.parent)}), at_once
 
 
 def describe(request: Request, at_once: int | None = None, profile: str | None = None) -> str:
@@ -155,7 +159,10 @@ def _sum_up(request: Request, jobs: Mapping[str, Job], status: int, log: Path) -
         print(f"\n{one.job.name} failed ({one.note}). The end of {one.job.log}:")
         print(*(f"    {line}" for line in _last_lines(one.job.log)), sep="\n")
         print(f"  Alone: {_command(request, one.job.target)}")
-    if not failed:
+    stopped = [one.job.name for one in rest if one.state == "interrupted"]
+    if stopped:
+        print(f"\nStopped: {', '.join(stopped)}.")
+    elif not failed:
         print(f"\nThe workflow ended with status {status}. The end of {log}:")
         print(*(f"    {line}" for line in _last_lines(log)), sep="\n")
     others = len(rest) - len(failed)
@@ -170,7 +177,7 @@ def _last_lines(log: Path) -> list[str]:
     if not log.is_file():
         return ["(there is none)"]
     lines = log.read_text(encoding="utf-8", errors="replace").replace("\r", "\n").splitlines()
-    return [line for line in lines if line.strip()][-_LAST:]
+    return [_COLOURS.sub("", line) for line in lines if line.strip()][-_LAST:]
 
 
 def _command(request: Request, target: str) -> str:

@@ -104,6 +104,7 @@ def test_sigterm_reaches_the_command_and_is_waited_for(job):
     process.terminate()
     assert process.wait(timeout=20) == 5
     assert "saved" in job.log.read_text()
+    assert state(job)[0] == "interrupted"
 
 
 def test_times_come_from_what_was_measured(tmp_path, monkeypatch):
