@@ -28,6 +28,9 @@ from augfpn.files import write_json
 # What a shell reports of a command that a signal ended.
 _BY_SIGNAL = 128
 
+# The status of a job that a scheduler asked to end: pre-empted, cancelled, or out of time.
+INTERRUPTED = _BY_SIGNAL + signal.SIGTERM
+
 
 @dataclass(frozen=True, kw_only=True)
 class Record:
@@ -65,10 +68,13 @@ def _do(command: list[str], result: Path, log: Path) -> int:
     with log.open("a", encoding="utf-8") as file:
         print(f"--- {now}", file=file, flush=True)
         process = subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT)
-        _pass_on(process)
+        asked = _pass_on(process)
         status = process.wait()
     problem = None
-    if status < 0:
+    if asked and status != 0:
+        # A cluster's scheduler also signals all that the command started, so it may have failed before it was told.
+        status, problem = INTERRUPTED, "asked to end"
+    elif status < 0:
         status, problem = _BY_SIGNAL - status, f"ended by {signal.Signals(-status).name}"
     elif status == 0 and not result.is_file():
         status, problem = 1, f"ended well, but did not write {result}"
@@ -82,16 +88,22 @@ def record_path(log: Path) -> Path:
     return log.with_suffix(".json")
 
 
-def _pass_on(process: subprocess.Popen[bytes]) -> None:
-    """A scheduler ends a job by ending this process; the command is asked to end, and waited for."""
+def _pass_on(process: subprocess.Popen[bytes]) -> list[int]:
+    """A scheduler ends a job by ending this process; the command is asked to end, and waited for.
+
+    Returns a list to which the signals are added that come.
+    """
+    asked: list[int] = []
 
     def ask(number: int, frame: FrameType | None) -> None:
+        asked.append(number)
         if process.poll() is None:
             process.send_signal(number)
 
     signal.signal(signal.SIGTERM, ask)
     # Ctrl-C reaches the command by itself.
     signal.signal(signal.SIGINT, lambda number, frame: None)
+    return asked
 
 
 if __name__ == "__main__":

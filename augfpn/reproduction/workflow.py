@@ -108,12 +108,12 @@ def _distribute(request: Request, at_once: int | None, profile: str | None) -> t
         own = PROFILES / profile
         arguments = ["--profile", str(own) if own.is_dir() else profile]
         arguments += [] if at_once is None else ["--jobs", str(at_once)]
-        threads = SCALES[request.scale].resources.cpus * request.devices
+        threads = SCALES[request.scale].resources.cpus
         return replace(request, threads=threads), arguments, at_once or len(jobs_of(request))
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     at_once = at_once or (1 if torch.cuda.is_available() else cores)
-    threads = max(1, cores // at_once)
-    return replace(request, threads=threads), ["--cores", str(at_once * threads)], at_once
+    threads = max(1, cores // (at_once * request.devices))
+    return replace(request, threads=threads), ["--cores", str(at_once * request.devices * threads)], at_once
 
 
 def _follow(process: subprocess.Popen[bytes], request: Request, jobs: Mapping[str, Job], at_once: int) -> None:
