@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from json import dumps
 from pathlib import Path
@@ -67,6 +68,9 @@ def train(
     """Trains an experiment of the paper at a scale, evaluates it, and prints its figures."""
     from augfpn.engine import evaluate, train
 
+    # torchrun says so, which `augfpn reproduce --devices` and notebooks start it by.
+    if int(os.environ.get("WORLD_SIZE", 1)) > 1:
+        raise UserError("Training on several devices is not there yet; run it on one.")
     config = plan(
         experiment,
         scale,
@@ -181,7 +185,7 @@ def reproduce(
     ] = None,
     snakemake: Annotated[
         Optional[list[str]],  # noqa: UP045
-        typer.Option(help="An option for Snakemake, such as --snakemake=--default-resources=slurm_partition=gpu."),
+        typer.Option(help='For Snakemake, such as --snakemake="--default-resources slurm_partition=gpu".'),
     ] = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Only say what is missing, and how long it takes.")

@@ -42,7 +42,7 @@ class Request:
         out: the folder for everything; by default ``runs/SCALE``.
         data: a folder in COCO's layout in the place of the scale's images.
         devices: of each training; with more than one it is started by torchrun.
-        threads: of each job, on the CPU.
+        threads: on the CPU, of each job, and of each device of a training.
     """
 
     targets: tuple[str, ...] = ("all",)

@@ -13,7 +13,7 @@ from typing import Any, Literal
 from filelock import FileLock, Timeout
 
 from augfpn.reproduction.jobs import CHECKOUT, Job, Request
-from augfpn.reproduction.record import Record, record_path
+from augfpn.reproduction.record import INTERRUPTED, Record, record_path
 
 State = Literal["done", "running", "failed", "interrupted", "waiting"]
 
@@ -53,7 +53,7 @@ def _progress(job: Job, is_current: bool) -> Progress:
         part, note = _training(job)
         return Progress(job=job, state="running", part=part, note=note)
     part, note = _training(job)
-    if recorded is not None and (recorded.status is None or recorded.interrupted):
+    if recorded is not None and recorded.status in (None, INTERRUPTED):
         return Progress(job=job, state="interrupted", part=part, note=note)
     if is_current:
         return Progress(job=job, state="done", part=1.0, seconds=None if recorded is None else recorded.seconds)

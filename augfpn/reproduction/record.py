@@ -28,13 +28,16 @@ from augfpn.files import write_json
 # What a shell reports of a command that a signal ended.
 _BY_SIGNAL = 128
 
+# The status of a job that was asked to end: by Ctrl-C, or by a scheduler that pre-empts it or cancels it.
+INTERRUPTED = _BY_SIGNAL + signal.SIGTERM
+
 
 @dataclass(frozen=True, kw_only=True)
 class Record:
     """How a job went.
 
     ``status``: its exit status, None while it runs. ``seconds``: its time in all. ``problem``: what an exit status does
-    not tell. ``interrupted``: whether it was asked to end, which is nobody's fault.
+    not tell.
     """
 
     host: str
@@ -43,7 +46,6 @@ class Record:
     status: int | None = None
     seconds: float | None = None
     problem: str | None = None
-    interrupted: bool = False
 
 
 def main(arguments: list[str]) -> int:
@@ -73,12 +75,14 @@ def _do(command: list[str], result: Path, log: Path) -> int:
         asked = _pass_on(process)
         status = process.wait()
     problem = None
-    if status < 0:
+    if asked and status != 0:
+        # A cluster's scheduler also signals all that the command started, so it may have failed before it was told.
+        status, problem = INTERRUPTED, "asked to end"
+    elif status < 0:
         status, problem = _BY_SIGNAL - status, f"ended by {signal.Signals(-status).name}"
     elif status == 0 and not result.is_file():
         status, problem = 1, f"ended well, but did not write {result}"
-    seconds = round(time.monotonic() - started, 1)
-    record = replace(record, status=status, seconds=seconds, problem=problem, interrupted=bool(asked))
+    record = replace(record, status=status, seconds=round(time.monotonic() - started, 1), problem=problem)
     write_json(record_path(log), asdict(record), indent=1)
     return status
 

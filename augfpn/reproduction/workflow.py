@@ -40,7 +40,7 @@ def reproduce(
         at_once: jobs at the same time; by default one on a GPU, as many as there are cores without, or as the profile
             says.
         profile: ``slurm``, ``kubernetes``, or a profile of your own; by default jobs run on this machine.
-        options: for Snakemake.
+        options: for Snakemake; each may be several words, as a shell would read them.
     """
     _check_installed()
     if is_locked(lock_path(request)):
@@ -53,11 +53,13 @@ def reproduce(
     log = request.root / "logs" / "snakemake.log"
     log.parent.mkdir(parents=True, exist_ok=True)
     command = [sys.executable, "-m", "snakemake", "--snakefile", str(SNAKEFILE), "--configfile", str(description)]
-    command += [*arguments, *options]
+    command += [*arguments, *(word for option in options for word in shlex.split(option))]
     print(f"{headline(request, progress_of(jobs), at_once)}. Logs: {log.parent}; from elsewhere: {_status(request)}")
     with log.open("a", encoding="utf-8") as file:
         print(f"--- {shlex.join(command)}", file=file, flush=True)
-        process = subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT)
+        # Profiles may name it: the scheduler's logs belong to the others.
+        environment = os.environ | {"AUGFPN_OUT": str(request.root)}
+        process = subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT, env=environment)
         try:
             _follow(process, request, jobs, at_once)
         except KeyboardInterrupt:
@@ -110,12 +112,12 @@ def _distribute(request: Request, at_once: int | None, profile: str | None) -> t
         own = PROFILES / profile
         arguments = ["--profile", str(own) if own.is_dir() else profile]
         arguments += [] if at_once is None else ["--jobs", str(at_once)]
-        threads = SCALES[request.scale].resources.cpus * request.devices
+        threads = SCALES[request.scale].resources.cpus
         return replace(request, threads=threads), arguments, at_once or len(jobs_of(request))
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     at_once = at_once or (1 if torch.cuda.is_available() else cores)
-    threads = max(1, cores // at_once)
-    return replace(request, threads=threads), ["--cores", str(at_once * threads)], at_once
+    threads = max(1, cores // (at_once * request.devices))
+    return replace(request, threads=threads), ["--cores", str(at_once * request.devices * threads)], at_once
 
 
 def _follow(process: subprocess.Popen[bytes], request: Request, jobs: Mapping[str, Job], at_once: int) -> None:

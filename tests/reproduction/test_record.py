@@ -11,7 +11,7 @@ from filelock import FileLock
 from augfpn.experiments.scales import SCALES
 from augfpn.reproduction import Job, Request
 from augfpn.reproduction.progress import Times, headline, in_words, progress_of
-from augfpn.reproduction.record import main, record_path
+from augfpn.reproduction.record import INTERRUPTED, main, record_path
 
 
 @pytest.fixture
@@ -102,7 +102,7 @@ def test_sigterm_reaches_the_command_and_is_waited_for(job):
     while not job.log.is_file() or "ready" not in job.log.read_text():
         time.sleep(0.01)
     process.terminate()
-    assert process.wait(timeout=20) == 5
+    assert process.wait(timeout=20) == INTERRUPTED
     assert "saved" in job.log.read_text()
     assert state(job)[0] == "interrupted"
 
