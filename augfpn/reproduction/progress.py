@@ -126,11 +126,11 @@ class Times:
         """Whether this very experiment was measured."""
         return job.run is None or job.target in self._of_experiment
 
-    def remaining(self, progress: Mapping[str, Progress], at_once: int) -> float | None:
-        """Seconds until all is done that is not; None where nothing was measured."""
+    def remaining(self, progress: Mapping[str, Progress], at_once: int) -> tuple[float, int]:
+        """Seconds until all is done that is not, and how many jobs are left out because nothing was measured."""
         rest = [(one, self.seconds(one.job)) for one in progress.values() if one.state != "done"]
         known = [(1 - one.part) * seconds for one, seconds in rest if seconds is not None]
-        return sum(known) / at_once if known else None
+        return sum(known) / at_once, len(rest) - len(known)
 
 
 def _times_of_runs(root: Path) -> Iterator[tuple[str, float]]:
@@ -163,9 +163,10 @@ def headline(request: Request, progress: Mapping[str, Progress], at_once: int) -
     )
     failed = sum(one.state == "failed" for one in progress.values())
     running = sum(one.state == "running" for one in progress.values())
-    left = Times(request).remaining(progress, at_once)
+    seconds, unknown = Times(request).remaining(progress, at_once)
     parts = [f"{counts} done", f"{running} at work"] + ([f"{failed} failed"] if failed else [])
-    parts += [] if left is None else [f"about {in_words(left)} left"]
+    parts += [f"about {in_words(seconds)} left"] if seconds else []
+    parts += [f"{unknown} not measured yet"] if unknown else []
     return "; ".join(parts)
 
 

@@ -26,6 +26,10 @@ from augfpn.reproduction.progress import Progress, Times, headline, in_words, is
 SNAKEFILE = CHECKOUT / "pipelines" / "Snakefile"
 PROFILES = CHECKOUT / "pipelines" / "profiles"
 
+_OF_TIMES = (
+    "Times are of earlier runs in that folder, or of those in results/ (one thread of a CPU), training and evaluation."
+)
+
 # Lines of a log that a summary shows, without the colours of IPython's tracebacks.
 _LAST = 12
 _COLOURS = re.compile(r"\x1b\[[\d;]*m")
@@ -103,7 +107,7 @@ def describe(request: Request, at_once: int | None = None, profile: str | None =
             took = in_words((1 - one.part) * seconds) + ("" if times.knows(one.job) else ", as others")
         part = f"from {one.note}" if 0 < one.part < 1 else ""
         lines.append(f"{one.job.name:48}{took:24}{part}".rstrip())
-    return "\n".join([*lines, f"{headline(request, progress, at_once)}, {at_once} at once."])
+    return "\n".join([*lines, f"{headline(request, progress, at_once)}, {at_once} at once.", _OF_TIMES])
 
 
 def _distribute(request: Request, at_once: int | None, profile: str | None) -> tuple[Request, list[str], int]:

@@ -113,7 +113,7 @@ def test_times_come_from_what_was_measured(tmp_path, monkeypatch):
     from augfpn.reproduction import jobs_of
 
     jobs = jobs_of(request)
-    assert Times(request).remaining(progress_of(jobs), 1) is None
+    assert Times(request).remaining(progress_of(jobs), 1) == (0, 3)
     for id, seconds in (("table2/cs", 100.0), ("table2/rfa", 60.0)):
         measured = tmp_path / "results" / "smoke" / id / "seed0" / "metrics.json"
         measured.parent.mkdir(parents=True)
@@ -124,7 +124,7 @@ def test_times_come_from_what_was_measured(tmp_path, monkeypatch):
     # Never run: the median of the others.
     assert times.seconds(jobs["table2/srs/seed0"]) == 90
     assert not times.knows(jobs["table2/srs/seed0"])
-    assert times.remaining(progress_of(jobs), at_once=2) == 100
+    assert times.remaining(progress_of(jobs), at_once=2) == (100, 1)
 
     # Half of its steps are made.
     run = jobs["table2/cs/seed0"].run
@@ -133,8 +133,8 @@ def test_times_come_from_what_was_measured(tmp_path, monkeypatch):
     (run / "provenance.json").write_text(json.dumps({"derived": {"num_steps": 4}}))
     progress = progress_of(jobs)
     assert progress["table2/cs/seed0"].note == "step 2 of 4"
-    assert times.remaining(progress, at_once=1) == 55 + 90
-    assert headline(request, progress, 1) == "0 of 2 runs done; 0 at work; about 2 min left"
+    assert times.remaining(progress, at_once=1) == (55 + 90, 1)
+    assert headline(request, progress, 1) == "0 of 2 runs done; 0 at work; about 2 min left; 1 not measured yet"
 
 
 def test_words_for_times():
