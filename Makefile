@@ -21,7 +21,7 @@ $(VENV)/.installed: pyproject.toml $(CONSTRAINTS)
 	$(BIN)/python -m pip install --quiet $(if $(CONSTRAINTS),--constraint $(CONSTRAINTS)) --editable '.[dev]'
 	touch $@
 
-demo: install  ## train FPN and AugFPN at the micro scale and write runs/demo/report.html
+demo: install  ## train FPN and AugFPN at the micro scale and write runs/demo/report/index.html
 	$(BIN)/python pipelines/demo.py
 
 test: install  ## run the tests

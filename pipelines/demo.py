@@ -1,6 +1,6 @@
-"""The main job on a small scale: FPN against AugFPN on synthetic images, and one page about it.
+"""The main job on a small scale: FPN against AugFPN on synthetic images, and a report about it.
 
-Trains two rows of Table 2, executes the notebooks on the runs, and writes `runs/demo/report.html`. Interrupted, it goes
+Trains two rows of Table 2, executes the notebooks on the runs, and writes `runs/demo/report/index.html`. Interrupted, it goes
 on where it was.
 """
 
@@ -14,7 +14,6 @@ from pathlib import Path
 import papermill
 import torch
 
-from augfpn.engine import Run
 from augfpn.engine.train import default_device
 from augfpn.visuals.report import write_report
 
@@ -37,7 +36,7 @@ def main() -> None:
     execute("experiment", experiment=EXPERIMENTS[-1], scale=SCALE, run=str(paths[-1]))
 
     print("\n[4/4] report", flush=True)
-    report = write_report([Run.open(path) for path in paths], OUT / "report.html", default_device())
+    report = write_report([OUT], OUT / "report", default_device())
     print(f"\nDone in {(time.monotonic() - started) / 60:.1f} minutes on {torch.get_num_threads()} threads.")
     print(report.resolve())
 

@@ -87,6 +87,11 @@ def _figure(value: float | None) -> str:
     return "–" if value is None else f"{value:.1f}"
 
 
+def _printed(value: float) -> str:
+    """As the paper prints it, with one decimal and once with two."""
+    return f"{value:.2f}".removesuffix("0")
+
+
 def _signed(value: float | None) -> str:
     return "–" if value is None else f"{value:+.1f}".replace("-", "−")
 
@@ -96,4 +101,4 @@ def _duration(seconds: float | None) -> str:
     return "–" if seconds is None else str(timedelta(seconds=round(seconds)))
 
 
-_PAGES.filters.update(figure=_figure, signed=_signed, duration=_duration)
+_PAGES.filters.update(figure=_figure, printed=_printed, signed=_signed, duration=_duration)
