@@ -154,15 +154,17 @@ def submission(
 
 @app.command()
 def report(
-    runs: Annotated[list[Path], typer.Argument(help="Evaluated runs of one scale.")],
-    out: Annotated[Path, typer.Option(help="The page to write.")] = Path("report.html"),
+    folders: Annotated[
+        Optional[list[Path]],  # noqa: UP045
+        typer.Argument(help="Evaluated runs of one scale, or folders with them; by default runs."),
+    ] = None,
+    out: Annotated[Path, typer.Option(help="The folder to write; an older report in it is replaced.")] = Path("report"),
     device: Device = None,
 ) -> None:
-    """Writes one page about runs: table, curves, detections side by side, level ratios, fusion weights."""
-    from augfpn.engine import Run
+    """Writes pages about runs that need no network: the paper's tables, models side by side, executed notebooks."""
     from augfpn.visuals.report import write_report
 
-    print(write_report([Run.open(run) for run in runs], out, _device(device)))
+    print(write_report(folders or [Path("runs")], out, _device(device)))
 
 
 @app.command()

@@ -1,13 +1,19 @@
-"""Files that are whole or not there: everything is written under another name first, and then renamed."""
+"""Files and folders that are whole or not there: they are written under another name first, and then renamed."""
 
 from __future__ import annotations
 
 import json
 import os
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+from augfpn.errors import UserError
+
+# In every folder that was written whole: such a folder may be replaced.
+MARKER = ".written-by-augfpn"
 
 
 @contextmanager
@@ -22,6 +28,34 @@ def written_whole(path: Path) -> Iterator[Path]:
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def folder_written_whole(path: Path) -> Iterator[Path]:
+    """Gives a temporary folder beside ``path`` to write to; on success it takes the place of ``path``.
+
+    An older folder that was written like this is removed then, with all that is in it. A folder with other things in
+    it, or a file, is a UserError and stays as it is.
+    """
+    path = path.resolve()
+    if path.exists() and not (path.is_dir() and ((path / MARKER).is_file() or not any(path.iterdir()))):
+        raise UserError(f"{path} is there already and was not made by this command; name a new or an empty folder.")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary, old = (path.with_name(f".{path.name}.{os.getpid()}.{kind}") for kind in ("tmp", "old"))
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir()
+    try:
+        yield temporary
+        (temporary / MARKER).touch()
+        if path.exists():
+            path.rename(old)
+        temporary.rename(path)
+    finally:
+        # Stopped between the two renames.
+        if old.exists() and not path.exists():
+            old.rename(path)
+        for folder in (temporary, old):
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def write_text(path: Path, text: str) -> Path:

@@ -16,4 +16,4 @@ done
 "$python" -m augfpn runtime "$out"/table2_baseline "$out"/table2_cs+rfa+srs --out "$out/runtime.json"
 "$python" -m augfpn semantic-gap "$out"/table2_baseline "$out"/table2_cs+rfa+srs --out "$out/semantic_gap.json"
 "$python" -m augfpn figure4 "$out"/table2_cs+rfa+srs --out "$out/figure4.json"
-"$python" -m augfpn report "$out"/table2_baseline "$out"/table2_cs+rfa+srs --out "$out/report.html"
+"$python" -m augfpn report "$out"/table2_baseline "$out"/table2_cs+rfa+srs --out "$out/report"

@@ -175,13 +175,8 @@ def one_of_each(runs: Iterable[Run]) -> list[Run]:
 
 
 def tables_with(runs: Sequence[Run]) -> list[str]:
-    """The table of the paper in which every run has a row; or, where there is none, every table that a run is named
-    after."""
-    named = [find_experiment(run.config.experiment).table for run in runs]
-    for table in [*named, *TABLES]:
-        if len(runs_in(table, runs)) == len(runs):
-            return [table]
-    return list(dict.fromkeys(named))
+    """The tables of the paper in which any of the runs has a row."""
+    return [table for table in TABLES if runs_in(table, runs)]
 
 
 def runs_of(experiment: str, runs: Iterable[Run]) -> list[Run]:

@@ -71,15 +71,20 @@ def mean_weights_by_level(weights: Tensor, levels: Tensor) -> LevelRatios:
     return LevelRatios(sums / counts[:, None].clamp(min=1), counts)
 
 
-def level_ratios_of_run(run: Run, device: torch.device, *, num_images: int | None = None) -> LevelRatios:
-    """The ratios over a run's validation images, or the first ``num_images`` of them."""
+def level_ratios_of_run(
+    run: Run, device: torch.device, *, num_images: int | None = None, model: Detector | None = None
+) -> LevelRatios:
+    """The ratios over a run's validation images, or the first ``num_images`` of them.
+
+    ``model``: if it was loaded already.
+    """
     config = replace(run.config.data, masks=False)
     dataset = open_dataset(config, "val")
     if num_images is not None:
         dataset = SelectedImages(dataset, range(min(num_images, len(dataset))))
     workers = run.config.training.num_workers
     batches = evaluation_batches(dataset, config, batch_size=_BATCH_SIZE, num_workers=workers)
-    return level_ratios(run.load_model(device), batches, device)
+    return level_ratios(model or run.load_model(device), batches, device)
 
 
 @torch.no_grad()

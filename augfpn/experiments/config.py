@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict, dataclass, field, fields, is_dataclass
+from functools import cache
 from typing import Any, Literal, get_args
 
 import dacite
@@ -351,8 +352,9 @@ class RunConfig:
         return json.dumps(asdict(self), indent=2)
 
     @staticmethod
+    @cache
     def from_json(text: str) -> RunConfig:
-        """Reads what `to_json` wrote; unknown or wrong fields are a UserError."""
+        """Reads what `to_json` wrote; unknown or wrong fields are a UserError. What was read is remembered."""
         strict = dacite.Config(strict=True)
         try:
             content = _tuples(json.loads(text))

@@ -298,7 +298,8 @@ def weight_maps(
     axes = figure.subplots(len(crops), 1 + len(names), squeeze=False)
     for row, (crop, maps) in enumerate(zip(crops, weights, strict=True)):
         axes[row][0].imshow(crop.permute(1, 2, 0).numpy())
-        axes[row][0].set_title(titles[row], fontsize=9)
+        # A class can be called anything, with dollars too.
+        axes[row][0].set_title(titles[row], fontsize=9, parse_math=False)
         for column, name in enumerate(names, start=1):
             drawn = axes[row][column].imshow(maps[column - 1].numpy(), vmin=0, vmax=1, cmap="cividis")
             axes[row][column].set_title(f"{name}  {maps[column - 1].mean():.2f}", fontsize=9)

@@ -13,6 +13,7 @@ from torch import Tensor
 from augfpn.components.residual_feature_augmentation import pooled_size
 from augfpn.data.dataset import SelectedImages
 from augfpn.data.loading import Batch, evaluation_batches, open_dataset
+from augfpn.detectors.detector import Detector
 from augfpn.detectors.faster_rcnn import FasterRCNN
 from augfpn.engine.runs import Run
 from augfpn.ops.level_assignment import NUM_ROI_LEVELS
@@ -72,16 +73,22 @@ def sample_images(run: Run, num: int) -> ImageSamples:
     return ImageSamples(images, truth, batch)
 
 
-def sample_detections(run: Run, samples: ImageSamples, device: torch.device) -> list[dict[str, Tensor]]:
-    """What the run's model finds on the samples, in their pixels."""
+def sample_detections(
+    run: Run, samples: ImageSamples, device: torch.device, model: Detector | None = None
+) -> list[dict[str, Tensor]]:
+    """What the run's model finds on the samples, in their pixels. ``model``: if it was loaded already."""
     images = samples.batch.images.to(device)
-    return list(run.load_model(device).detect(images).per_image(images.sizes, images.sizes))
+    model = model or run.load_model(device)
+    return list(model.detect(images).per_image(images.sizes, images.sizes))
 
 
 @torch.no_grad()
-def sample_fusion(run: Run, samples: ImageSamples, device: torch.device) -> FusedRoIs:
-    """The fusion weights of the surest detection of each sample; of none for detectors without RoIs."""
-    model = run.load_model(device)
+def sample_fusion(run: Run, samples: ImageSamples, device: torch.device, model: Detector | None = None) -> FusedRoIs:
+    """The fusion weights of the surest detection of each sample; of none for detectors without RoIs.
+
+    ``model``: if it was loaded already.
+    """
+    model = model or run.load_model(device)
     if not isinstance(model, FasterRCNN):
         return FusedRoIs([], torch.zeros(0, NUM_ROI_LEVELS, 1, 1), [])
     images = samples.batch.images.to(device)

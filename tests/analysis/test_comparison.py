@@ -97,11 +97,11 @@ def test_the_tables_of_runs_are_one_if_it_has_them_all(tmp_path):
         "table1/faster_rcnn_r50_augfpn_1x",
     )
     baseline, cs, gap, fcos, full = (made_up_run(tmp_path / str(n), id, 0.3) for n, id in enumerate(ids))
-    assert tables_with([baseline, cs]) == ["table2"]
-    assert tables_with([cs]) == ["table2"]
-    assert tables_with([baseline, gap]) == ["table4"]
-    assert tables_with([baseline, full, fcos]) == ["table1"]
-    assert tables_with([cs, gap]) == ["table2", "table4"]
+    assert tables_with([baseline]) == ["table1", "table2", "table3", "table4", "table5"]
+    assert tables_with([cs]) == ["table2", "table3"]
+    assert tables_with([gap, fcos]) == ["table1", "table4"]
+    assert tables_with([full]) == ["table1", "table2"]
+    assert tables_with([]) == []
 
 
 def test_a_model_that_was_changed_is_not_compared_with_a_baseline_that_was_not(tmp_path):
