@@ -345,15 +345,13 @@ def figure4(
     device: Device = None,
 ) -> None:
     """Figure 4: how much of the RoIs of each level Soft RoI Selection takes from every level."""
-    from augfpn.analysis.level_ratios import as_text, level_ratios_of_run
+    from augfpn.analysis.level_ratios import as_text, level_ratios_of_run, to_dict
     from augfpn.engine import Run
 
     opened, used = Run.open(run), _device(device)
     ratios = level_ratios_of_run(opened, used, num_images=images)
     print(as_text(ratios))
-    config = opened.config
-    entry = {"run": str(run), "experiment": config.experiment, "scale": config.scale, "seed": config.seed}
-    _write(file, {**entry, **ratios.to_dict()}, used)
+    _write(file, to_dict(opened, ratios), used)
 
 
 @app.command("semantic-gap")
@@ -368,18 +366,16 @@ def semantic_gap(
     device: Device = None,
 ) -> None:
     """Measures how far apart the levels are before they are fused: means over all pairs of levels."""
-    from augfpn.analysis.semantic_gap import HEADING, as_line, check_same_objects, measure_gaps
+    from augfpn.analysis.semantic_gap import HEADING, as_line, check_same_objects, measure_gaps, to_dict
     from augfpn.engine import Run
 
-    opened, used, entries = [Run.open(run) for run in runs], _device(device), []
+    opened, used, measured = [Run.open(run) for run in runs], _device(device), []
     check_same_objects(opened)
     print(HEADING)
     for one in measure_gaps(opened, used, along=along, num_images=images):
         print(as_line(one), flush=True)
-        config = one.run.config
-        entry = {"run": str(one.run.path), "experiment": config.experiment, "scale": config.scale}
-        entries.append({**entry, "seed": config.seed, "step": one.step, **one.gap.to_dict()})
-    _write(file, {"gaps": entries}, used)
+        measured.append(one)
+    _write(file, to_dict(measured), used)
 
 
 @app.command()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import shutil
 from collections.abc import Iterator
@@ -66,3 +67,16 @@ def write_text(path: Path, text: str) -> Path:
 
 def write_json(path: Path, value: Any, indent: int | None = None) -> Path:
     return write_text(path, json.dumps(value, indent=indent))
+
+
+def without_nan(value: Any) -> Any:
+    """JSON has neither NaN nor infinity: None in their place, in lists and dictionaries, too.
+
+    >>> without_nan({"AP": [float("nan"), 0.5]})
+    {'AP': [None, 0.5]}
+    """
+    if isinstance(value, dict):
+        return {name: without_nan(item) for name, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [without_nan(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -68,10 +68,15 @@ class ExperimentParameters:
 
 @dataclass(frozen=True, kw_only=True)
 class TableParameters:
-    """Parameters of the notebooks of tables: the folder in which finished runs are, and their scale (None: any)."""
+    """Parameters of the notebooks of tables: the folder in which finished runs are, and their scale (None: any).
+
+    ``result``, as in all notebooks that have it: a file for what the notebook shows, as JSON (None: none). It is
+    written last, so that a notebook that fails leaves none.
+    """
 
     runs: str
     scale: str | None = None
+    result: str | None = None
 
     def __post_init__(self) -> None:
         if self.scale is not None and self.scale not in SCALES:
@@ -121,6 +126,7 @@ class RunParameters:
 
     run: str
     images: int | None = None
+    result: str | None = None
 
     def __post_init__(self) -> None:
         _at_least_one(self, "images")

@@ -78,6 +78,14 @@ def test_the_parameters_cell_has_exactly_the_parameters_that_are_checked(name):
     read_parameters(PARAMETERS[name], namespace)
 
 
+@pytest.mark.parametrize("name", sorted(PARAMETERS.keys() - {"experiment"}))
+def test_the_result_is_the_last_thing_that_a_notebook_makes(name):
+    notebook = nbformat.read(NOTEBOOKS / f"{name}.ipynb", as_version=4)
+    *others, last = [cell.source for cell in notebook.cells if cell.cell_type == "code"]
+    assert "keep(parameters.result, " in last.splitlines()[-1]
+    assert not any("keep(" in cell for cell in others)
+
+
 @pytest.mark.parametrize(
     ("changes", "expected"),
     [
@@ -135,32 +143,39 @@ def runs(tmp_path_factory):
 # Each starts a kernel that imports the package, about eight seconds: once for each notebook is enough for every day.
 SLOW = pytest.mark.slow
 
+# What the files of results have, besides their provenance.
+TABLE = {"table", "rows", "differences"}
+RUN = {"run", "experiment", "scale", "seed"}
+RATIOS = {"levels", "shares", "means", "counts"}
+
 
 @pytest.mark.parametrize(
-    ("name", "parameters", "num_pictures"),
+    ("name", "parameters", "num_pictures", "kept"),
     [
-        ("table1_main_results", {"runs": "."}, 1),
-        ("semantic_gaps", {"runs": ".", "scale": "smoke", "images": 4}, 4),
-        pytest.param("table2_components", {"runs": "."}, 2, marks=SLOW),
-        ("table3_consistent_supervision", {"runs": "."}, 1),
-        ("table4_residual_feature_augmentation", {"runs": "."}, 1),
-        ("table5_soft_roi_selection", {"runs": "."}, 1),
-        ("figure4_level_ratios", {"run": "augfpn", "images": 4}, 1),
-        pytest.param("figure4_level_ratios", {"run": "fpn", "images": 4}, 1, marks=SLOW),
-        ("asf_weights", {"run": "augfpn", "images": 2}, 2),
-        pytest.param("asf_weights", {"run": "fpn", "images": 2}, 2, marks=SLOW),
-        ("runtime", {"runs": ".", "rounds": 2, "steps": 1, "images": 2}, 1),
+        ("table1_main_results", {"runs": "."}, 1, TABLE),
+        ("semantic_gaps", {"runs": ".", "scale": "smoke", "images": 4}, 4, {"gaps"}),
+        pytest.param("table2_components", {"runs": "."}, 2, TABLE, marks=SLOW),
+        ("table3_consistent_supervision", {"runs": "."}, 1, TABLE),
+        ("table4_residual_feature_augmentation", {"runs": "."}, 1, TABLE),
+        ("table5_soft_roi_selection", {"runs": "."}, 1, TABLE),
+        ("figure4_level_ratios", {"run": "augfpn", "images": 4}, 1, RUN | RATIOS),
+        pytest.param("figure4_level_ratios", {"run": "fpn", "images": 4}, 1, RUN | RATIOS, marks=SLOW),
+        ("asf_weights", {"run": "augfpn", "images": 2}, 2, RUN | {"rois", "contexts"}),
+        pytest.param("asf_weights", {"run": "fpn", "images": 2}, 2, RUN | {"rois", "contexts"}, marks=SLOW),
+        ("runtime", {"runs": ".", "rounds": 2, "steps": 1, "images": 2}, 1, {"scale", "runs"}),
     ],
     ids=str,
 )
 def test_a_notebook_reads_finished_runs_and_shows_what_it_speaks_of(
-    runs, tmp_path, monkeypatch, name, parameters, num_pictures
+    runs, tmp_path, monkeypatch, name, parameters, num_pictures, kept
 ):
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    copy, source = tmp_path / "copy.ipynb", NOTEBOOKS / f"{name}.ipynb"
-    papermill_api.execute_notebook(source, copy, parameters, cwd=runs, progress_bar=False)
+    copy, source, result = tmp_path / "copy.ipynb", NOTEBOOKS / f"{name}.ipynb", tmp_path / "made" / "result.json"
+    papermill_api.execute_notebook(source, copy, {**parameters, "result": str(result)}, cwd=runs, progress_bar=False)
     assert len(pictures(copy)) == num_pictures
     assert sorted(path.name for path in runs.iterdir()) == ["augfpn", "fpn"]
+    content = json.loads(result.read_text(encoding="utf-8"), parse_constant=pytest.fail)
+    assert content.keys() == kept | {"provenance"}
 
 
 def pictures(path):

@@ -50,6 +50,11 @@ class LevelRatios:
         return {"levels": list(LEVELS), **{name: values.tolist() for name, values in content.items()}}
 
 
+def to_dict(run: Run, ratios: LevelRatios) -> dict[str, Any]:
+    """The ratios of a run, as JSON can have it."""
+    return {**run.label, **ratios.to_dict()}
+
+
 def as_text(ratios: LevelRatios) -> str:
     """A line for the RoIs of each level, with the share of every level and, in brackets, its mean weight."""
     lines = ["Share of the weight (and mean weight) that RoIs of a level take from", " " * 18]

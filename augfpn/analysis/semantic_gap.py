@@ -22,7 +22,6 @@ Shapes: N objects, L levels, C channels, K classes.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
@@ -39,6 +38,7 @@ from augfpn.engine.runs import Run
 from augfpn.errors import UserError
 from augfpn.experiments.config import differences
 from augfpn.experiments.paper import find_experiment
+from augfpn.files import without_nan
 from augfpn.heads.box import ROI_SIZE
 from augfpn.ops.roi_align import roi_align_every_level
 
@@ -67,7 +67,8 @@ class SemanticGap:
     def to_dict(self) -> dict[str, Any]:
         """All of it, with the means, as JSON can have it."""
         content = {name: value.tolist() if isinstance(value, Tensor) else value for name, value in vars(self).items()}
-        return {name: _without_nan(value) for name, value in {**content, "means": self.summary()}.items()}
+        all_of_it: dict[str, Any] = without_nan({**content, "means": self.summary()})
+        return all_of_it
 
     def summary(self) -> dict[str, float]:
         """The means over all pairs of different levels, and the mean accuracy."""
@@ -99,6 +100,11 @@ def as_line(measured: MeasuredGap) -> str:
     return f"{measured.run.path!s:44}{'end' if step is None else step:>7}  {gap.classifier:14}{figures}  {levels}"
 
 
+def to_dict(measured: Iterable[MeasuredGap]) -> dict[str, Any]:
+    """All gaps with their runs, as JSON can have it."""
+    return {"gaps": [{**one.run.label, "step": one.step, **one.gap.to_dict()} for one in measured]}
+
+
 def gap_table(measured: Iterable[MeasuredGap]) -> pd.DataFrame:
     """A row for each gap: its means, and how much the classifier gets right in each level, under the level's name.
 
@@ -124,15 +130,6 @@ def gap_table(measured: Iterable[MeasuredGap]) -> pd.DataFrame:
 
 # How a gap is measured, by the attributes of `SemanticGap`.
 MEASURES = {"cka": "CKA", "cosine": "cosine similarity", "disagreement": "disagreement"}
-
-
-def _without_nan(value: Any) -> Any:
-    """JSON has no NaN: None in its place, in lists and dictionaries, too."""
-    if isinstance(value, dict):
-        return {name: _without_nan(item) for name, item in value.items()}
-    if isinstance(value, list):
-        return [_without_nan(item) for item in value]
-    return None if isinstance(value, float) and math.isnan(value) else value
 
 
 @dataclass(frozen=True)

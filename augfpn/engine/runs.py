@@ -38,7 +38,7 @@ from augfpn.engine.checkpoint import checkpoint_steps, load_checkpoint
 from augfpn.errors import UserError
 from augfpn.experiments.config import RunConfig
 from augfpn.experiments.scales import run_as
-from augfpn.files import write_json, write_text, written_whole
+from augfpn.files import without_nan, write_json, write_text, written_whole
 
 PACKAGES = ("augfpn", "torch", "torchvision", "timm", "numpy", "pycocotools", "faster-coco-eval")
 
@@ -99,6 +99,13 @@ class Run:
             return replace(config, experiment=run_as(config.experiment, config.scale))
         except (OSError, UserError) as error:
             raise RunError(f"{path} cannot be read: {error}") from error
+
+    @property
+    def label(self) -> dict[str, Any]:
+        """Which run it is, as files of what was measured of it say it."""
+        config = self.config
+        of_config = {name: getattr(config, name) for name in ("experiment", "scale", "seed")}
+        return {"run": str(self.path), **of_config}
 
     @property
     def categories(self) -> tuple[Category, ...]:
@@ -231,8 +238,13 @@ def provenance(device: torch.device) -> dict[str, Any]:
 
 
 def write_measured(path: Path, content: dict[str, Any], device: torch.device) -> Path:
-    """Writes what was measured as JSON, with where and with what it was."""
-    return write_json(path, {**content, "provenance": provenance(device)}, indent=1)
+    """Writes what was measured as JSON, with where and with what it was; null in the place of NaN."""
+    return write_json(path, {**without_nan(content), "provenance": provenance(device)}, indent=1)
+
+
+def keep(result: str | None, content: dict[str, Any], device: torch.device | None = None) -> Path | None:
+    """`write_measured` for the last cell of a notebook, where it has a file for its ``result``; on a CPU by default."""
+    return None if result is None else write_measured(Path(result), content, device or torch.device("cpu"))
 
 
 def _commit() -> str | None:

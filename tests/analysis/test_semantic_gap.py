@@ -85,7 +85,7 @@ def test_a_gap_worked_by_hand():
             "accuracy": 2 / 3,
         }
     )
-    assert gap.to_dict()["levels"] == LEVELS
+    assert gap.to_dict()["levels"] == list(LEVELS)
 
 
 def test_levels_that_hold_the_same_have_no_gap():
