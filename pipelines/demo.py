@@ -1,7 +1,7 @@
 """The main job on a small scale: FPN against AugFPN on synthetic images, and a report about it.
 
-Trains two rows of Table 2, executes the notebooks on the runs, and writes `runs/demo/report/index.html`. Interrupted, it goes
-on where it was.
+Trains two rows of Table 2, executes the notebooks on the runs, and writes `runs/demo/report/index.html`. Interrupted,
+it goes on where it was.
 """
 
 from __future__ import annotations
