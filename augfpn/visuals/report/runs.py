@@ -43,8 +43,9 @@ def report_run(run: Run) -> ReportRun:
 
 def _num_parameters(run: Run) -> int | None:
     """Of the detector as it detects, without what only training needs."""
-    if not (run.path / "categories.json").is_file():
+    categories = run.categories if (run.path / "categories.json").is_file() else ()
+    if not categories:
         return None
     with torch.device("meta"):
-        detector = build_model(run.config, len(run.categories), pretrained=False).for_inference()
+        detector = build_model(run.config, len(categories), pretrained=False).for_inference()
     return sum(parameter.numel() for parameter in detector.parameters())
