@@ -169,8 +169,8 @@ def _sum_up(request: Request, jobs: Mapping[str, Job], status: int, log: Path) -
     if stopped:
         print(f"\nStopped: {', '.join(stopped)}.")
     elif not failed:
-        print(f"\nThe workflow ended with status {status}. The end of {log}:")
-        print(*(f"    {line}" for line in _last_lines(log)), sep="\n")
+        print(f"\nThe workflow ended with status {status}. From {log}:")
+        print(*(f"    {line}" for line in _first_error(log) or _last_lines(log)), sep="\n")
     others = len(rest) - len(failed)
     print(
         f"\n{len(progress) - len(rest)} of {len(progress)} done, {len(failed)} failed, {others} left that were stopped "
@@ -184,6 +184,13 @@ def _last_lines(log: Path) -> list[str]:
         return ["(there is none)"]
     lines = log.read_text(encoding="utf-8", errors="replace").replace("\r", "\n").splitlines()
     return [_COLOURS.sub("", line) for line in lines if line.strip()][-_LAST:]
+
+
+def _first_error(log: Path) -> list[str]:
+    """Of the last workflow. It ends with a list of all jobs that failed, without why a cluster did not take them."""
+    last = log.read_text(encoding="utf-8", errors="replace").rpartition("\n--- ")[2].splitlines()
+    first = next((index for index, line in enumerate(last) if re.match(r"\w*(Error|Exception)\b", line)), len(last))
+    return last[first : first + _LAST]
 
 
 def _command(request: Request, target: str) -> str:

@@ -28,7 +28,7 @@ class ReportNotebook:
     Attributes:
         name: of its files in the report, without their suffix.
         title: its heading, or its file's name.
-        run: that whose directory it lies in.
+        run: the one that it made, if it made one.
         result: the file of the figures that it came to.
         problem: why it cannot be shown, or that it did not run to its end.
         body: its cells and outputs as HTML; None if it cannot be shown.
@@ -44,7 +44,10 @@ class ReportNotebook:
 
 
 def report_notebooks(folders: Sequence[Path], runs: Sequence[Run]) -> list[ReportNotebook]:
-    """Those in the ``notebooks`` of the folders, each with its result in ``results``, and one a run (`experiment`)."""
+    """Those in the ``notebooks`` of the folders, each with its result in ``results``.
+
+    That of a run stands there as the run does in the folder: ``notebooks/table2/cs/seed0.ipynb``.
+    """
     notebooks, names = [], set[str]()
     for path, name, run, result in _found(folders, runs):
         # Notebooks of several folders can have the same name.
@@ -64,14 +67,12 @@ def highlighting() -> str:
 
 def _found(folders: Sequence[Path], runs: Sequence[Run]) -> Iterator[tuple[Path, str, Run | None, Path | None]]:
     for folder in folders:
-        for path in sorted((folder / "notebooks").glob("*.ipynb")):
-            result = folder / "results" / f"{path.stem}.json"
-            yield path, path.stem, None, result if result.is_file() else None
-    for run in runs:
-        path = run.path / "experiment.ipynb"
-        if path.is_file():
-            config = run.config
-            yield path, f"{config.experiment.replace('/', '_')}_seed{config.seed}", run, None
+        of_run = {run.path.resolve(): run for run in runs}
+        for path in sorted((folder / "notebooks").rglob("*.ipynb")):
+            name = path.relative_to(folder / "notebooks").with_suffix("")
+            result = folder / "results" / f"{name}.json"
+            run = of_run.get((folder / name).resolve())
+            yield path, "_".join(name.parts), run, result if result.is_file() else None
 
 
 def _read(path: Path, name: str, run: Run | None, result: Path | None) -> ReportNotebook:
