@@ -62,7 +62,7 @@ def folder(tmp_path_factory):
     nbformat.write(notebook(EVIL, papermill={"exception": True}), notebooks / "failed.ipynb")
     (notebooks / "broken.ipynb").write_text("{")
     write_json(folder / "results" / "view #1.json", {"answer": 42})
-    nbformat.write(notebook("One experiment"), folder / "augfpn" / "experiment.ipynb")
+    nbformat.write(notebook("One experiment"), notebooks / "augfpn.ipynb")
     return folder
 
 
@@ -101,7 +101,7 @@ def test_every_run_is_listed_with_what_it_took(site):
     ):
         assert part in page
     assert re.search(r"<td>\d\.\d\d M</td>\s*<td>0:00:\d\d</td>\s*<td>0:00:\d\d</td>", page)
-    assert '<a href="notebooks/table2_cs%2Brfa%2Bsrs_seed0.html">executed</a>' in page
+    assert '<a href="notebooks/augfpn.html">executed</a>' in page
 
 
 def test_links_lead_to_files_of_the_report(site):

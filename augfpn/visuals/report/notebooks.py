@@ -66,8 +66,8 @@ def highlighting() -> str:
 
 
 def _found(folders: Sequence[Path], runs: Sequence[Run]) -> Iterator[tuple[Path, str, Run | None, Path | None]]:
+    of_run = {run.path.resolve(): run for run in runs}
     for folder in folders:
-        of_run = {run.path.resolve(): run for run in runs}
         for path in sorted((folder / "notebooks").rglob("*.ipynb")):
             name = path.relative_to(folder / "notebooks").with_suffix("")
             result = folder / "results" / f"{name}.json"
