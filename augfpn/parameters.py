@@ -67,6 +67,27 @@ class ExperimentParameters:
 
 
 @dataclass(frozen=True, kw_only=True)
+class TourParameters:
+    """Parameters of ``tour.ipynb``: the scale and seed of what it trains, and ``run``, the run directory.
+
+    ``result``: a file for its figures, see `TableParameters`.
+    """
+
+    scale: str
+    seed: int = 0
+    run: str | None = None
+    result: str | None = None
+
+    def __post_init__(self) -> None:
+        self.training.plan()
+
+    @property
+    def training(self) -> ExperimentParameters:
+        """AugFPN in Faster R-CNN."""
+        return ExperimentParameters(experiment="table2/cs+rfa+srs", scale=self.scale, seed=self.seed, run=self.run)
+
+
+@dataclass(frozen=True, kw_only=True)
 class TableParameters:
     """Parameters of the notebooks of tables: the folder in which finished runs are, and their scale (None: any).
 

@@ -22,6 +22,7 @@ from augfpn.parameters import (
     RuntimeParameters,
     SemanticGapParameters,
     TableParameters,
+    TourParameters,
     read_parameters,
 )
 
@@ -37,6 +38,7 @@ PARAMETERS = {
     "table3_consistent_supervision": TableParameters,
     "table4_residual_feature_augmentation": TableParameters,
     "table5_soft_roi_selection": TableParameters,
+    "tour": TourParameters,
 }
 
 
@@ -108,6 +110,7 @@ def test_wrong_parameters_are_refused_with_the_valid_ones(changes, expected):
         (SemanticGapParameters, {"runs": ".", "images": 0}, "'images' must be at least 1, not 0"),
         (RuntimeParameters, {"runs": ".", "rounds": 0}, "'rounds' must be at least 1"),
         (RuntimeParameters, {"runs": ".", "scale": "huge"}, "no scale 'huge'"),
+        (TourParameters, {"scale": "huge"}, "no scale 'huge'"),
         (RunParameters, {"run": ".", "images": -1}, "'images' must be at least 1"),
     ],
 )
@@ -129,6 +132,20 @@ def test_the_notebooks_run_by_hand_under_papermill(tmp_path):
     done = papermill("table2_components", tmp_path / "b.ipynb", "-p", "runs", "runs", "-p", "scale", "smoke")
     assert done.returncode == 0, done.stderr[-3000:]
     assert len(pictures(tmp_path / "b.ipynb")) == 2
+
+
+def test_the_tour_trains_its_own_run_and_shows_each_idea(tmp_path, monkeypatch):
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    copy, result = tmp_path / "tour.ipynb", tmp_path / "result.json"
+    given = {"scale": "smoke", "run": "run", "result": str(result)}
+    papermill_api.execute_notebook(NOTEBOOKS / "tour.ipynb", copy, given, cwd=tmp_path, progress_bar=False)
+    assert Run(tmp_path / "run").is_evaluated
+    # An image, losses, contexts, levels of RoIs, detections.
+    assert len(pictures(copy)) == 5
+    content = json.loads(result.read_text(encoding="utf-8"), parse_constant=pytest.fail)
+    assert content["experiment"] == "table2/cs+rfa+srs"
+    of_fpn = {row["loss"]: row["FPN"] for row in content["losses"]}
+    assert [loss for loss, value in of_fpn.items() if value is None] == ["loss_aux_classifier", "loss_aux_box_reg"]
 
 
 @pytest.fixture(scope="module")

@@ -224,9 +224,11 @@ def build_model(config: RunConfig, num_classes: int, *, pretrained: bool) -> Det
 def provenance(device: torch.device) -> dict[str, Any]:
     """Where, when and with what something is computed."""
     program = Path(sys.argv[0]).name
+    command = shlex.join(["augfpn" if program == "__main__.py" else program, *sys.argv[1:]])
     return {
         "commit": _commit(),
-        "command": shlex.join(["augfpn" if program == "__main__.py" else program, *sys.argv[1:]]),
+        # The command of a notebook's kernel names a temporary file, and nothing of the notebook.
+        "command": "in a notebook" if program == "ipykernel_launcher.py" else command,
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
         "device": torch.cuda.get_device_name(device)
         if device.type == "cuda"
