@@ -116,9 +116,9 @@ def test_what_kubernetes_would_do_needs_neither_a_cluster_nor_a_network(tmp_path
 def test_a_job_that_a_scheduler_ends_is_interrupted_and_not_failed(tmp_path):
     command = [sys.executable, "-m", "augfpn.reproduction.record", tmp_path / "result", tmp_path / "job.log"]
     # It fails when it is asked to end, as a notebook does whose kernel was ended before it.
-    process = subprocess.Popen([*command, "sh", "-c", "trap 'exit 1' TERM; sleep 60 & wait"], env=ENVIRONMENT)
-    _wait((tmp_path / "job.json").exists, 30)
-    time.sleep(0.5)
+    fails = "trap 'kill $!; exit 1' TERM; sleep 60 & echo ready; wait"
+    process = subprocess.Popen([*command, "sh", "-c", fails], env=ENVIRONMENT)
+    _wait(lambda: (tmp_path / "job.log").exists() and "ready" in (tmp_path / "job.log").read_text(), 30)
     process.terminate()
 
     assert process.wait(30) == INTERRUPTED
