@@ -35,6 +35,14 @@ def test_train_leaves_an_evaluated_run(run):
     assert Run(run).is_evaluated
 
 
+def test_train_refuses_several_devices(tmp_path, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    done = augfpn("train", "table2/baseline", "--scale", "smoke", "--out", tmp_path / "run")
+    assert done.returncode == 2
+    assert "several devices" in done.stderr
+    assert not (tmp_path / "run").exists()
+
+
 def test_evaluate_prints_the_twelve_figures(run):
     done = augfpn("evaluate", run)
     assert done.returncode == 0

@@ -10,14 +10,15 @@ import stat
 import subprocess
 import sys
 import time
-from collections.abc import Callable
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 import pytest
 
 from augfpn.engine.evaluate import FIGURES
 from augfpn.reproduction import Request, jobs_of
+from augfpn.reproduction.record import INTERRUPTED
 from augfpn.reproduction.workflow import PROFILES, SNAKEFILE
 
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(SNAKEFILE.parents[1])}
@@ -112,6 +113,18 @@ def test_what_kubernetes_would_do_needs_neither_a_cluster_nor_a_network(tmp_path
     assert not (tmp_path / "runs").exists()
 
 
+def test_a_job_that_a_scheduler_ends_is_interrupted_and_not_failed(tmp_path):
+    command = [sys.executable, "-m", "augfpn.reproduction.record", tmp_path / "result", tmp_path / "job.log"]
+    # It fails when it is asked to end, as a notebook does whose kernel was ended before it.
+    fails = "trap 'kill $!; exit 1' TERM; sleep 60 & echo ready; wait"
+    process = subprocess.Popen([*command, "sh", "-c", fails], env=ENVIRONMENT)
+    _wait(lambda: (tmp_path / "job.log").exists() and "ready" in (tmp_path / "job.log").read_text(), 30)
+    process.terminate()
+
+    assert process.wait(30) == INTERRUPTED
+    assert json.loads((tmp_path / "job.json").read_text())["status"] == INTERRUPTED
+
+
 # Jobs of a SLURM of the test's own.
 
 # Without accounting; of one node, which is this machine. It must be /etc/slurm/slurm.conf: Snakemake's plugin takes
@@ -183,7 +196,14 @@ def slurm(tmp_path_factory):
 
 
 def _is_running(name: str) -> bool:
-    return any(path.read_text().strip() == name for path in Path("/proc").glob("[0-9]*/comm"))
+    # Those that ended, and that nobody waited for, have no command line any more.
+    return any(Path(line.split("\0")[0]).name == name for line in _command_lines())
+
+
+def _command_lines() -> Iterator[str]:
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        with suppress(OSError):
+            yield path.read_text(errors="replace")
 
 
 def _start(undo: ExitStack, state: Path, *command: str) -> None:
