@@ -87,7 +87,7 @@ def test_the_notebook_that_measures_time_does_not_ask_for_the_cores_of_the_login
     request = Request(targets=("runtime",), scale="paper", data=str(tmp_path / "coco"), out=str(tmp_path / "runs"))
     for job in jobs_of(request).values():
         if job.run is not None:
-            job.run.mkdir(parents=True)
+            job.result.parent.mkdir(parents=True)
             job.result.touch()
 
     augfpn(
