@@ -54,7 +54,9 @@ def _gain(ours: float | None, difference: Difference | None, paper: float | None
     if difference is None:
         return [_signed(ours), "", "", _signed(paper)]
     interval = f"{_signed(difference.low)} to {_signed(difference.high)}"
-    return [_signed(ours), interval, "yes" if difference.is_clear else "no", _signed(paper)]
+    # One seed says nothing of how much seeds differ.
+    clear = "yes" if difference.num_seeds > 1 else "with this seed"
+    return [_signed(ours), interval, clear if difference.is_clear else "no", _signed(paper)]
 
 
 def _signed(points: float) -> str:
