@@ -109,16 +109,27 @@ class Times:
 
     def __init__(self, request: Request) -> None:
         self._of_experiment: dict[str, list[float]] = {}
+        around = []
         for root in (CHECKOUT / "results" / request.scale, request.root):
-            for id, seconds in _times_of_runs(root):
-                self._of_experiment.setdefault(id, []).append(seconds)
+            for name, seconds in _times_of_runs(root):
+                self._of_experiment.setdefault(name.rpartition("/")[0], []).append(seconds)
+                record = _read_json(root / "logs" / f"{name}.json")
+                if record and record["status"] == 0:
+                    # Where it had been trained before, the notebook is all that took time.
+                    took = record["seconds"]
+                    around.append(took - seconds if took > seconds else took)
+        self._around = statistics.median(around) if around else 0.0
 
-    def seconds(self, job: Job) -> float | None:
-        """Of a job, from its own last time or that of other seeds; of a run never made, the median of all runs."""
+    def seconds(self, job: Job, part: float = 0.0) -> float | None:
+        """Of a job of which a part is trained.
+
+        A run takes what its experiment took with any seed, or the median of all runs, and its notebook a little more.
+        Another notebook takes what it took last time.
+        """
         if job.run is not None:
             own = self._of_experiment.get(job.target)
             every = own or [seconds for some in self._of_experiment.values() for seconds in some]
-            return statistics.median(every) if every else None
+            return (1 - part) * statistics.median(every) + self._around if every else None
         record = _read_json(record_path(job.log))
         return record["seconds"] if record and record["status"] == 0 else None
 
@@ -128,17 +139,17 @@ class Times:
 
     def remaining(self, progress: Mapping[str, Progress], at_once: int) -> tuple[float, int]:
         """Seconds until all is done that is not, and how many jobs are left out because nothing was measured."""
-        rest = [(one, self.seconds(one.job)) for one in progress.values() if one.state != "done"]
-        known = [(1 - one.part) * seconds for one, seconds in rest if seconds is not None]
+        rest = [self.seconds(one.job, one.part) for one in progress.values() if one.state != "done"]
+        known = [seconds for seconds in rest if seconds is not None]
         return sum(known) / at_once, len(rest) - len(known)
 
 
 def _times_of_runs(root: Path) -> Iterator[tuple[str, float]]:
-    """Experiments' ids with seconds of training and evaluation together."""
+    """Runs, such as table2/cs/seed0, with seconds of training and evaluation together."""
     for path in sorted(root.glob("table*/*/seed*/metrics.json")):
         metrics = _read_json(path)
         if metrics and metrics.get("training_seconds") is not None:
-            yield path.parent.parent.relative_to(root).as_posix(), metrics["training_seconds"] + metrics["seconds"]
+            yield path.parent.relative_to(root).as_posix(), metrics["training_seconds"] + metrics["seconds"]
 
 
 def as_text(request: Request, progress: Mapping[str, Progress], at_once: int) -> str:

@@ -100,11 +100,11 @@ def describe(request: Request, at_once: int | None = None, profile: str | None =
     missing = [one for one in progress.values() if one.state != "done"]
     lines = []
     for one in missing:
-        seconds = times.seconds(one.job)
+        seconds = times.seconds(one.job, one.part)
         if seconds is None:
             took = "not measured yet"
         else:
-            took = in_words((1 - one.part) * seconds) + ("" if times.knows(one.job) else ", as others")
+            took = in_words(seconds) + ("" if times.knows(one.job) else ", as others")
         part = f"from {one.note}" if 0 < one.part < 1 else ""
         lines.append(f"{one.job.name:48}{took:24}{part}".rstrip())
     return "\n".join([*lines, f"{headline(request, progress, at_once)}, {at_once} at once.", _OF_TIMES])
