@@ -52,11 +52,11 @@ def _progress(job: Job, is_current: bool) -> Progress:
     if recorded is not None and recorded.status is None and _is_running(job, recorded):
         part, note = _training(job)
         return Progress(job=job, state="running", part=part, note=note)
+    if is_current:
+        return Progress(job=job, state="done", part=1.0, seconds=None if recorded is None else recorded.seconds)
     part, note = _training(job)
     if recorded is not None and recorded.status in (None, INTERRUPTED):
         return Progress(job=job, state="interrupted", part=part, note=note)
-    if is_current:
-        return Progress(job=job, state="done", part=1.0, seconds=None if recorded is None else recorded.seconds)
     if recorded is not None and recorded.status != 0:
         note = recorded.problem or f"exit status {recorded.status}"
         return Progress(job=job, state="failed", part=part, note=note)
