@@ -130,7 +130,8 @@ class Study:
 
     def parameters(self, request: Request) -> dict[str, Any]:
         if not self.rows:
-            return {"seed": 0}
+            # What the tour trains is of another scale, and so in a folder beside the others.
+            return {"run": f"{request.root}-tour"}
         if self.of_run:
             return {"run": str(request.run_path(self.rows[0], 0))}
         table = {} if self.table is None else {"table": self.table}
