@@ -220,8 +220,8 @@ def status(
     from augfpn.reproduction.progress import as_text, is_locked, progress_of
     from augfpn.reproduction.workflow import last_request, lock_path
 
-    request, at_once = last_request(folder)
-    print(as_text(request, progress_of(jobs_of(request)), at_once))
+    request = last_request(folder)
+    print(as_text(request, progress_of(jobs_of(request))))
     if not is_locked(lock_path(request)):
         print("Nothing is at work now.")
 
@@ -325,12 +325,11 @@ def compare(
     found = differences_to_baselines(find_runs(folder, scale), draws)
     if not found:
         raise UserError(f"There is no run in {folder} with the same seed as a run of its baseline.")
-    print(f"{'':40}{'AP over the baseline':28}{'seeds':8}paper")
+    print(f"{'':40}{'AP over the baseline':28}{'seeds':8}{'more than noise':24}paper")
     for id, difference in found.items():
         row = find_experiment(id)
         paper = row.published.AP - find_experiment(row.baseline).published.AP
-        verdict = "" if difference.is_clear else "   within the noise"
-        print(f"{id:40}{difference!s:28}{difference.num_seeds:<8}{paper:+.1f}{verdict}")
+        print(f"{id:40}{difference!s:28}{difference.num_seeds:<8}{difference.verdict:24}{paper:+.1f}")
     _write(file, {"differences": {id: vars(difference) for id, difference in found.items()}}, torch.device("cpu"))
 
 

@@ -27,6 +27,8 @@ FILES = ("run.json", "metrics.json", "provenance.json")
 
 def main(runs: Path, results: Path) -> None:
     found = find_runs(runs)
+    for table in results.glob("table*"):
+        shutil.rmtree(table)
     for run in found:
         kept = results / run.path.relative_to(runs)
         kept.mkdir(parents=True, exist_ok=True)
@@ -43,7 +45,10 @@ def main(runs: Path, results: Path) -> None:
 def with_table(readme: str, table: str) -> str:
     """The README with this table between its two comments."""
     between = re.compile(r"(<!-- results: begin -->\n).*(<!-- results: end -->)", re.DOTALL)
-    return between.sub(lambda found: found[1] + table + found[2], readme)
+    changed, times = between.subn(lambda found: found[1] + table + found[2], readme)
+    if times != 1:
+        raise SystemExit(f"The README has {times} places between <!-- results: begin --> and end, and must have one.")
+    return changed
 
 
 if __name__ == "__main__":

@@ -34,9 +34,14 @@ def find_runs(root: Path | str, scale: str | None = None, table: str | None = No
 
 
 def evaluated_runs(root: Path | str) -> list[Run]:
-    """All evaluated runs in or below ``root``."""
-    runs = [Run(path.parent) for path in sorted(Path(root).rglob("run.json"))]
+    """All evaluated runs in or below ``root``, but for those in hidden folders."""
+    paths = (path for path in sorted(Path(root).rglob("run.json")) if not _is_hidden(path.relative_to(root)))
+    runs = [Run(path.parent) for path in paths]
     return [run for run in runs if run.is_evaluated]
+
+
+def _is_hidden(path: Path) -> bool:
+    return any(part.startswith(".") for part in path.parts)
 
 
 def check_comparable(runs: Iterable[Run]) -> None:

@@ -1,4 +1,4 @@
-"""Whether a difference in AP is larger than the noise: paired bootstrap over images, and over seeds.
+"""Whether a difference in AP is larger than the noise: of images, by a paired bootstrap, and of seeds.
 
 Two models are evaluated on the same images. Images are drawn from these with replacement, again and again, and every
 time the AP of both is computed on the images drawn; the interval holds the middle of these differences. Both models
@@ -6,8 +6,10 @@ meet the same hard and easy images in every draw, so the interval of the differe
 two APs, and nearly unbiased, which those are not: an image that is drawn twice has all its detections twice, which
 favours AP itself.
 
-Where there are several seeds, pairs of runs with the same seed are drawn, too. So few of them say little about how much
-seeds differ; the interval is then rather too narrow than too wide.
+Where there are several seeds, the differences of the pairs are averaged, and the error of their mean is added to the
+interval: by Student's distribution, because there are few. Drawing so few pairs with replacement would not do; of three
+pairs, a fourth of all intervals would leave 0 out where models do not differ. One seed says nothing of how much seeds
+differ, and its interval is of images alone.
 
 pycocotools matches detections with objects, once for each run. AP of a draw then needs no more than how often each
 image was drawn: its detections and objects count so many times. Detections with equal scores are in the order of their
@@ -58,6 +60,13 @@ class Difference:
     def is_clear(self) -> bool:
         """Whether the interval leaves 0 out."""
         return self.low > 0 or self.high < 0
+
+    @property
+    def verdict(self) -> str:
+        """Whether the difference is larger than the noise, in words; of one seed, it is so of that seed alone."""
+        if not self.is_clear:
+            return "no"
+        return "yes" if self.num_seeds > 1 else "with this seed"
 
     def __str__(self) -> str:
         return f"{self.mean:+.1f} ({self.low:+.1f} to {self.high:+.1f})"
@@ -118,8 +127,8 @@ def differences_to_baselines(runs: Sequence[Run], draws: int = 1000) -> dict[str
 def intervals(runs: Sequence[Run], table: str, draws: int = 1000) -> pd.DataFrame:
     """The gains in AP of a table's rows over their baselines with their 95 % intervals, by method.
 
-    Columns: ``gain`` with ``low`` and ``high``, of so many ``seeds``; whether it is ``larger than the noise``, yes
-    where the interval leaves 0 out; the ``paper gain``. Only rows that were run with a seed with which their baseline
+    Columns: ``gain`` with ``low`` and ``high``, of so many ``seeds``; whether it is ``larger than the noise``
+    (`Difference.verdict`); the ``paper gain``. Only rows that were run with a seed with which their baseline
     was run, too; runs that have no row in the table are left alone.
     """
     own = runs_in(table, runs)
@@ -128,10 +137,9 @@ def intervals(runs: Sequence[Run], table: str, draws: int = 1000) -> pd.DataFram
     for row in (row for row in EXPERIMENTS.values() if row.table == table and is_ablation(row.id)):
         run_ids = {run.config.experiment for run in runs_of(row.id, own)}
         for difference in (differences[id] for id in run_ids & differences.keys()):
-            verdict = "yes" if difference.is_clear else "no"
             paper = round(row.published.AP - EXPERIMENTS[row.baseline].published.AP, 1)
             interval = (difference.mean, difference.low, difference.high)
-            rows.append((row.title, *interval, difference.num_seeds, verdict, paper))
+            rows.append((row.title, *interval, difference.num_seeds, difference.verdict, paper))
     columns = ["method", "gain", "low", "high", "seeds", "larger than the noise", "paper gain"]
     return pd.DataFrame(rows, columns=columns).set_index("method")
 
@@ -151,11 +159,13 @@ class _Bootstrap:
         self._of_run: dict[Path, np.ndarray] = {}
 
     def difference(self, pairs: Sequence[tuple[Run, Run]], level: float) -> Difference:
-        """Of runs to their baselines, a pair for each seed; pairs are drawn with replacement, too."""
+        """Of runs to their baselines, a pair for each seed."""
         of_pairs = np.stack([self._average_precisions(one) - self._average_precisions(other) for one, other in pairs])
-        on_all, drawn = of_pairs[:, 0], of_pairs[:, 1:]
-        chosen = np.random.default_rng((self.seed, 1)).integers(len(pairs), size=drawn.shape)
-        differences = np.take_along_axis(drawn, chosen, axis=0).mean(axis=0)
+        on_all, differences = of_pairs[:, 0], of_pairs[:, 1:].mean(axis=0)
+        if len(pairs) > 1:
+            error = on_all.std(ddof=1) / np.sqrt(len(pairs))
+            random = np.random.default_rng((self.seed, 1))
+            differences = differences + error * random.standard_t(len(pairs) - 1, size=len(differences))
         tail = 100 * (1 - level) / 2
         # A draw without any object has no AP.
         low, high = np.nanpercentile(differences, (tail, 100 - tail))

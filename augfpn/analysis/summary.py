@@ -1,7 +1,7 @@
 """Recorded results as a table of a few words a row, such as the README's.
 
-Read from small files, so that anybody can make the table again: the runs' figures, and `differences.json`, which
-`augfpn compare` wrote while their detections were at hand.
+Read from small files, so that anybody can make the table again: the runs' figures, and `differences.json`, which was
+written while their detections were at hand.
 """
 
 from __future__ import annotations
@@ -54,9 +54,7 @@ def _gain(ours: float | None, difference: Difference | None, paper: float | None
     if difference is None:
         return [_signed(ours), "", "", _signed(paper)]
     interval = f"{_signed(difference.low)} to {_signed(difference.high)}"
-    # One seed says nothing of how much seeds differ.
-    clear = "yes" if difference.num_seeds > 1 else "with this seed"
-    return [_signed(ours), interval, clear if difference.is_clear else "no", _signed(paper)]
+    return [_signed(ours), interval, difference.verdict, _signed(paper)]
 
 
 def _signed(points: float) -> str:

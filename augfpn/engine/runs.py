@@ -18,6 +18,7 @@ import importlib.metadata
 import json
 import platform
 import shlex
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -56,29 +57,11 @@ class Run:
     @staticmethod
     def create(path: Path, config: RunConfig, categories: tuple[Category, ...]) -> Run:
         """A new run; a RunError if there is one already."""
-        if (path / "run.json").exists():
-            raise RunError(f"{path} holds a run already. Go on with it (--resume), or choose another folder (--out).")
+        check_new(path)
         run = Run(path)
         write_json(path / "categories.json", [vars(category) for category in categories], indent=2)
         write_text(path / "run.json", config.to_json())
         return run
-
-    @contextmanager
-    def alone(self) -> Iterator[None]:
-        """Holds the run for this process; while another one holds it, waits, and says so.
-
-        A training whose notebook or scheduler was killed goes on; a second one beside it would spoil both.
-        """
-        lock = FileLock(self.path / "train.lock")
-        try:
-            lock.acquire(timeout=0)
-        except Timeout:
-            print(f"Another process trains {self.path}; waiting for it.", flush=True)
-            lock.acquire()
-        try:
-            yield
-        finally:
-            lock.release()
 
     @staticmethod
     def open(path: Path) -> Run:
@@ -211,6 +194,35 @@ class Run:
             return json.loads(path.read_text(encoding="utf-8"))
         except ValueError as error:
             raise RunError(f"{path} cannot be read: {error}") from error
+
+
+def check_new(path: Path) -> None:
+    """A RunError if there is a run already."""
+    if (path / "run.json").exists():
+        raise RunError(f"{path} holds a run already. Go on with it (--resume), or choose another folder (--out).")
+
+
+@contextmanager
+def alone(path: Path) -> Iterator[None]:
+    """Holds a run directory for this process, and makes it; while another one holds it, waits, and says so.
+
+    A training whose notebook or scheduler was killed goes on; a second one beside it would spoil both. A directory in
+    which nothing was made is not left behind.
+    """
+    is_new = not path.exists()
+    lock = FileLock(path / "train.lock")
+    path.mkdir(parents=True, exist_ok=True)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        print(f"Another process trains {path}; waiting for it.", flush=True)
+        lock.acquire()
+    try:
+        yield
+    finally:
+        if is_new and {found.name for found in path.iterdir()} <= {"train.lock"}:
+            shutil.rmtree(path)
+        lock.release()
 
 
 def build_model(config: RunConfig, num_classes: int, *, pretrained: bool) -> Detector:

@@ -16,7 +16,7 @@ from augfpn.data.dataset import DetectionDataset
 from augfpn.data.loading import Batch, open_datasets, seed_of, training_batches
 from augfpn.detectors.detector import Detector
 from augfpn.engine.checkpoint import KEPT, Checkpoint, load_last_checkpoint, save_checkpoint
-from augfpn.engine.runs import Run, RunError, build_model
+from augfpn.engine.runs import Run, RunError, alone, build_model, check_new
 from augfpn.engine.schedule import learning_rate
 from augfpn.experiments.config import RunConfig, TrainingConfig, differences
 
@@ -47,20 +47,16 @@ def train(
     dataset, val = open_datasets(config.data)
     for problem in dict.fromkeys([*dataset.problems, *val.problems]):
         print(f"warning: {problem}", file=sys.stderr)
-    run = _existing(out, config, dataset) if resume else None
-    if run is None:
-        # Before the run directory: where pretrained weights cannot be had, nothing is left behind.
-        model = _start(config, dataset, device, pretrained=True)
-        run = Run.create(out, config, dataset.categories)
-        with run.alone():
-            _finish(run, config, model, dataset, None, keep_checkpoints, device)
-        return run
-    with run.alone():
-        if run.is_trained:
+    if not resume:
+        check_new(out)
+    with alone(out):
+        run = _existing(out, config, dataset) if resume else None
+        if run is not None and run.is_trained:
             print(f"{out} is trained to its end already.")
             return run
-        last = load_last_checkpoint(run.path / "checkpoints", device)
+        last = None if run is None else load_last_checkpoint(run.path / "checkpoints", device)
         model = _start(config, dataset, device, pretrained=last is None)
+        run = run or Run.create(out, config, dataset.categories)
         _finish(run, config, model, dataset, last, keep_checkpoints or run.keeps_checkpoints, device)
     return run
 

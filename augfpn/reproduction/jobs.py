@@ -15,14 +15,16 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from json import dumps
 from pathlib import Path
 from typing import Any
 
 from augfpn.errors import UserError
+from augfpn.experiments.config import RunConfig, differences
 from augfpn.experiments.paper import EXPERIMENTS, TABLES, find_experiment, unknown
 from augfpn.experiments.scales import SCALES, Resources, plan, run_as
+from augfpn.parameters import ExperimentParameters
 
 # The folder that the notebooks and the workflow are in.
 CHECKOUT = Path(__file__).resolve().parents[2]
@@ -43,6 +45,7 @@ class Request:
         data: a folder in COCO's layout in the place of the scale's images.
         devices: of each training; with more than one it is started by torchrun.
         threads: on the CPU, of each job, and of each device of a training.
+        at_once: how many jobs are done at the same time, for the remaining time.
     """
 
     targets: tuple[str, ...] = ("all",)
@@ -52,9 +55,10 @@ class Request:
     data: str | None = None
     devices: int = 1
     threads: int = 1
+    at_once: int = 1
 
     def __post_init__(self) -> None:
-        for name in ("seeds", "devices", "threads"):
+        for name in ("seeds", "devices", "threads", "at_once"):
             if getattr(self, name) < 1:
                 raise UserError(f"The number of {name} must be at least 1, not {getattr(self, name)}.")
         if not self.targets:
@@ -62,6 +66,10 @@ class Request:
         for target in self.targets:
             if target not in EXPERIMENTS and target not in TARGETS:
                 raise UserError(unknown("target", target, [*TARGETS, *EXPERIMENTS]))
+        if set("{}") & set(str(self.root)):
+            raise UserError(
+                f"{self.root}: the folder's name must be without braces, which Snakemake reads as wildcards."
+            )
         # Data that a scale must have, or an unknown scale, is said now and not by every job.
         plan("table2/baseline", self.scale, data=self.data)
 
@@ -130,8 +138,8 @@ class Study:
 
     def parameters(self, request: Request) -> dict[str, Any]:
         if not self.rows:
-            # What the tour trains is of another scale, and so in a folder beside the others.
-            return {"run": f"{request.root}-tour"}
+            # What the tour trains is of another scale: in a hidden folder, no table or report finds it.
+            return {"run": str(request.root / ".tour")}
         if self.of_run:
             return {"run": str(request.run_path(self.rows[0], 0))}
         table = {} if self.table is None else {"table": self.table}
@@ -173,13 +181,49 @@ def jobs_of(request: Request) -> dict[str, Job]:
     rows = [target for target in request.targets if target in EXPERIMENTS]
     rows += [row for study in studies for row in study.rows]
     runs = [_run(request, id, seed) for id in _distinct(rows, request) for seed in range(request.seeds)]
-    jobs = {job.name: job for job in [*runs, *(_study(request, study) for study in studies)]}
+    jobs = {job.name: job for job in [*runs, *(_study(request, study) for study in _merged(studies))]}
     return {**jobs, "report": _report(request, jobs)}
+
+
+def _merged(studies: list[Study]) -> list[Study]:
+    """One of each notebook, over the rows of all: a table and the demo share one."""
+    merged: dict[str, Study] = {}
+    for study in studies:
+        before = merged.get(study.notebook, study)
+        merged[study.notebook] = replace(study, rows=tuple(dict.fromkeys([*before.rows, *study.rows])))
+    return list(merged.values())
 
 
 def _distinct(rows: list[str], request: Request) -> list[str]:
     """Rows that are the same model are one run."""
     return list(dict.fromkeys(run_as(find_experiment(row).id, request.scale) for row in rows))
+
+
+def check_runs(jobs: Mapping[str, Job]) -> None:
+    """Drops results whose runs are gone; a UserError if a run directory holds a run of something else.
+
+    The folder does not tell on which data its runs were made; their descriptions do.
+    """
+    for job in jobs.values():
+        if job.run is None:
+            continue
+        if different := _differences(job, job.run):
+            raise UserError(
+                f"{job.run} holds another run than the one that is asked for (there → here): {'; '.join(different)}. "
+                "Choose another folder (--out)."
+            )
+        if not (job.run / "metrics.json").is_file():
+            job.result.unlink(missing_ok=True)
+
+
+def _differences(job: Job, path: Path) -> list[str]:
+    """In what the run at a path is another one than a job's. A description that cannot be read is left to the job."""
+    planned = ExperimentParameters(**job.parameters).plan()
+    try:
+        there = RunConfig.from_json((path / "run.json").read_text(encoding="utf-8"))
+    except (OSError, UserError):
+        return []
+    return differences(replace(there, experiment=run_as(there.experiment, there.scale)), planned)
 
 
 def _run(request: Request, id: str, seed: int) -> Job:
@@ -199,7 +243,7 @@ def _study(request: Request, study: Study) -> Job:
     name = study.notebook
     seeds = range(1 if study.of_run else request.seeds)
     return Job(
-        target=next((target for target, studies in TARGETS.items() if studies == (study,)), "all"),
+        target=next(target for target, studies in STUDIES.items() if studies.notebook == name),
         resources=SCALES[request.scale].resources,
         needs=tuple(f"{id}/seed{seed}" for id in _distinct(list(study.rows), request) for seed in seeds),
         sources=(CHECKOUT / "notebooks" / f"{name}.ipynb",),

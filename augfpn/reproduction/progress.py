@@ -34,33 +34,37 @@ def progress_of(jobs: Mapping[str, Job]) -> dict[str, Progress]:
     current: dict[str, bool] = {}
     for job in jobs.values():
         current[job.name] = _is_current(job, jobs, current)
-    return {job.name: _progress(job, current[job.name]) for job in jobs.values()}
+    return {name: _progress(job, current) for name, job in jobs.items()}
 
 
 def _is_current(job: Job, jobs: Mapping[str, Job], current: Mapping[str, bool]) -> bool:
     """Whether a job's result is there and not older than what it is made from; as Snakemake sees it, by dates."""
     if not job.result.is_file() or not all(current[name] for name in job.needs):
         return False
+    if job.run is not None and not (job.run / "metrics.json").is_file():
+        return False
     made_from = [*(jobs[name].result for name in job.needs), *job.sources]
     made = job.result.stat().st_mtime
     return all(path.stat().st_mtime <= made for path in made_from)
 
 
-def _progress(job: Job, is_current: bool) -> Progress:
+def _progress(job: Job, current: Mapping[str, bool]) -> Progress:
     record = _read_json(record_path(job.log))
     recorded = None if record is None else Record(**record)
-    if recorded is not None and recorded.status is None and _is_running(job, recorded):
-        part, note = _training(job)
-        return Progress(job=job, state="running", part=part, note=note)
-    if is_current:
+    if current[job.name]:
         return Progress(job=job, state="done", part=1.0, seconds=None if recorded is None else recorded.seconds)
     part, note = _training(job)
-    if recorded is not None and recorded.status in (None, INTERRUPTED):
+    if recorded is None or recorded.status == 0:
+        return Progress(job=job, state="waiting", part=part, note=note)
+    if recorded.status is None and _is_running(job, recorded):
+        return Progress(job=job, state="running", part=part, note=note)
+    if recorded.status in (None, INTERRUPTED):
         return Progress(job=job, state="interrupted", part=part, note=note)
-    if recorded is not None and recorded.status != 0:
-        note = recorded.problem or f"exit status {recorded.status}"
-        return Progress(job=job, state="failed", part=part, note=note)
-    return Progress(job=job, state="waiting", part=part, note=note)
+    if not all(current[name] for name in job.needs):
+        # It failed once; before it is tried again, others must be done.
+        return Progress(job=job, state="waiting", part=part, note=note)
+    note = recorded.problem or f"exit status {recorded.status}"
+    return Progress(job=job, state="failed", part=part, note=note)
 
 
 def _is_running(job: Job, record: Record) -> bool:
@@ -77,7 +81,8 @@ def is_locked(path: Path) -> bool:
     try:
         with FileLock(path, timeout=0):
             return False
-    except Timeout:
+    except (Timeout, PermissionError):
+        # In a folder that may only be read, nobody can tell; its owner has not said that it ended.
         return True
 
 
@@ -152,10 +157,10 @@ def _times_of_runs(root: Path) -> Iterator[tuple[str, float]]:
             yield path.parent.relative_to(root).as_posix(), metrics["training_seconds"] + metrics["seconds"]
 
 
-def as_text(request: Request, progress: Mapping[str, Progress], at_once: int) -> str:
+def as_text(request: Request, progress: Mapping[str, Progress]) -> str:
     """What `augfpn status` prints."""
     every = list(progress.values())
-    lines = [headline(request, progress, at_once)]
+    lines = [headline(request, progress)]
     for state in ("running", "failed", "interrupted"):
         of_state = [one for one in every if one.state == state]
         lines += [f"{state}:"] if of_state else []
@@ -163,7 +168,7 @@ def as_text(request: Request, progress: Mapping[str, Progress], at_once: int) ->
     return "\n".join(lines)
 
 
-def headline(request: Request, progress: Mapping[str, Progress], at_once: int) -> str:
+def headline(request: Request, progress: Mapping[str, Progress]) -> str:
     """One line: what is done, what is not, and for how long."""
     runs = [one for one in progress.values() if one.job.run is not None]
     notebooks = [one for one in progress.values() if one.job.notebook is not None and one.job.run is None]
@@ -174,7 +179,7 @@ def headline(request: Request, progress: Mapping[str, Progress], at_once: int) -
     )
     failed = sum(one.state == "failed" for one in progress.values())
     running = sum(one.state == "running" for one in progress.values())
-    seconds, unknown = Times(request).remaining(progress, at_once)
+    seconds, unknown = Times(request).remaining(progress, request.at_once)
     parts = [f"{counts} done", f"{running} at work"] + ([f"{failed} failed"] if failed else [])
     parts += [f"about {in_words(seconds)} left"] if seconds else []
     parts += [f"{unknown} not measured yet"] if unknown else []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib.util
 import os
 import re
@@ -11,7 +12,7 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from json import loads
+from json import dumps, loads
 from pathlib import Path
 
 import torch
@@ -20,7 +21,7 @@ from tqdm import tqdm
 from augfpn.errors import UserError
 from augfpn.experiments.scales import SCALES
 from augfpn.files import write_json
-from augfpn.reproduction.jobs import CHECKOUT, Job, Request, jobs_of
+from augfpn.reproduction.jobs import CHECKOUT, Job, Request, check_runs, jobs_of
 from augfpn.reproduction.progress import Progress, Times, headline, in_words, is_locked, progress_of
 
 SNAKEFILE = CHECKOUT / "pipelines" / "Snakefile"
@@ -47,29 +48,40 @@ def reproduce(
         options: for Snakemake; each may be several words, as a shell would read them.
     """
     _check_installed()
+    if request.root.exists() and not request.root.is_dir():
+        raise UserError(f"{request.root} is a file; name a folder (--out).")
     if is_locked(lock_path(request)):
         raise UserError(
             f"Another reproduction is at work in {request.root}; follow it with `augfpn status {request.root}`."
         )
-    request, arguments, at_once = _distribute(request, at_once, profile)
+    request, arguments = _distribute(request, at_once, profile)
     jobs = jobs_of(request)
-    description = write_json(request_path(request), request.to_config() | {"at_once": at_once}, indent=1)
+    check_runs(jobs)
     log = request.root / "logs" / "snakemake.log"
-    log.parent.mkdir(parents=True, exist_ok=True)
-    command = [sys.executable, "-m", "snakemake", "--snakefile", str(SNAKEFILE), "--configfile", str(description)]
-    command += [*arguments, *(word for option in options for word in shlex.split(option))]
-    print(f"{headline(request, progress_of(jobs), at_once)}. Logs: {log.parent}; from elsewhere: {_status(request)}")
+    command = [sys.executable, "-m", "snakemake", "--snakefile", str(SNAKEFILE)]
+    command += ["--configfile", str(_write_request(request)), *arguments]
+    command += [word for option in options for word in shlex.split(option)]
+    print(f"{headline(request, progress_of(jobs))}. Logs: {log.parent}; from elsewhere: {_status(request)}")
     with log.open("a", encoding="utf-8") as file:
         print(f"--- {shlex.join(command)}", file=file, flush=True)
         # Profiles may name it: the scheduler's logs belong to the others.
         environment = os.environ | {"AUGFPN_OUT": str(request.root)}
         process = subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT, env=environment)
         try:
-            _follow(process, request, jobs, at_once)
+            _follow(process, request, jobs)
         except KeyboardInterrupt:
             print("\nStopping; what is done stays, and the same command goes on with the rest.")
             process.wait()
-    return _sum_up(request, jobs, process.returncode, log)
+    options_again = ["--profile", profile] if profile is not None else ["--jobs", str(request.at_once)]
+    options_again += [f"--snakemake={option}" for option in options]
+    return _sum_up(request, jobs, process.returncode, log, options_again)
+
+
+def _write_request(request: Request) -> Path:
+    """A file of its own for every request: on a cluster, jobs of an earlier one may still be in the queue."""
+    config = request.to_config()
+    name = hashlib.sha256(dumps(config, sort_keys=True).encode()).hexdigest()[:12]
+    return write_json(request.root / "logs" / "requests" / f"{name}.json", config, indent=1)
 
 
 def lock_path(request: Request) -> Path:
@@ -77,26 +89,23 @@ def lock_path(request: Request) -> Path:
     return request.root / "logs" / "snakemake.lock"
 
 
-def request_path(request: Request) -> Path:
-    return request.root / "reproduction.json"
-
-
-def last_request(root: Path | None = None) -> tuple[Request, int]:
-    """What was last asked for in a folder, or in any below ``runs``, and how many jobs at once."""
+def last_request(root: Path | None = None) -> Request:
+    """What was last begun in a folder, or in any below ``runs``; the Snakefile keeps it."""
     pattern, above = ("*/reproduction.json", Path("runs")) if root is None else ("reproduction.json", root)
     path = max(above.glob(pattern), key=lambda found: found.stat().st_mtime, default=None)
     if path is None:
         raise UserError(f"Nothing was reproduced in {above}; name the folder of `augfpn reproduce … --out`.")
     config = loads(path.read_text(encoding="utf-8"))
-    at_once = config.pop("at_once")
     # The folder as it is seen from here.
-    return Request.from_config({**config, "out": str(path.parent)}), at_once
+    return Request.from_config({**config, "out": str(path.parent)})
 
 
 def describe(request: Request, at_once: int | None = None, profile: str | None = None) -> str:
     """What is still to be done, and for how long, from measured times where there are any."""
-    request, _, at_once = _distribute(request, at_once, profile)
-    progress, times = progress_of(jobs_of(request)), Times(request)
+    request, _ = _distribute(request, at_once, profile)
+    jobs, times = jobs_of(request), Times(request)
+    check_runs(jobs)
+    progress = progress_of(jobs)
     missing = [one for one in progress.values() if one.state != "done"]
     lines = []
     for one in missing:
@@ -107,24 +116,25 @@ def describe(request: Request, at_once: int | None = None, profile: str | None =
             took = in_words(seconds) + ("" if times.knows(one.job) else ", as others")
         part = f"from {one.note}" if 0 < one.part < 1 else ""
         lines.append(f"{one.job.name:48}{took:24}{part}".rstrip())
-    return "\n".join([*lines, f"{headline(request, progress, at_once)}, {at_once} at once.", _OF_TIMES])
+    return "\n".join([*lines, f"{headline(request, progress)}, {request.at_once} at once.", _OF_TIMES])
 
 
-def _distribute(request: Request, at_once: int | None, profile: str | None) -> tuple[Request, list[str], int]:
-    """The request with the threads of each job, what Snakemake is told of them, and how many jobs at once."""
+def _distribute(request: Request, at_once: int | None, profile: str | None) -> tuple[Request, list[str]]:
+    """The request with how many jobs there are at once, and the threads of each; and what Snakemake is told of them."""
     if profile is not None:
         own = PROFILES / profile
         arguments = ["--profile", str(own) if own.is_dir() else profile]
         arguments += [] if at_once is None else ["--jobs", str(at_once)]
         threads = SCALES[request.scale].resources.cpus
-        return replace(request, threads=threads), arguments, at_once or len(jobs_of(request))
+        return replace(request, threads=threads, at_once=at_once or len(jobs_of(request))), arguments
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     at_once = at_once or (1 if torch.cuda.is_available() else cores)
     threads = max(1, cores // (at_once * request.devices))
-    return replace(request, threads=threads), ["--cores", str(at_once * request.devices * threads)], at_once
+    arguments = ["--cores", str(at_once * request.devices * threads)]
+    return replace(request, threads=threads, at_once=at_once), arguments
 
 
-def _follow(process: subprocess.Popen[bytes], request: Request, jobs: Mapping[str, Job], at_once: int) -> None:
+def _follow(process: subprocess.Popen[bytes], request: Request, jobs: Mapping[str, Job]) -> None:
     """A line for every job that starts or ends; on a terminal, below them, one that is rewritten."""
     before = {name: one.state for name, one in progress_of(jobs).items()}
     with tqdm(bar_format="{desc}", leave=False, disable=not sys.stderr.isatty()) as line:
@@ -137,7 +147,7 @@ def _follow(process: subprocess.Popen[bytes], request: Request, jobs: Mapping[st
                     _tell(one, progress)
                 before[name] = one.state
             at_work = ", ".join(f"{one.job.name} {one.note}" for one in progress.values() if one.state == "running")
-            line.set_description_str(f"{headline(request, progress, at_once)}. {at_work}")
+            line.set_description_str(f"{headline(request, progress)}. {at_work}")
             if not ended:
                 time.sleep(1)
 
@@ -153,7 +163,7 @@ def _tell(one: Progress, progress: Mapping[str, Progress]) -> None:
     sys.stdout.flush()
 
 
-def _sum_up(request: Request, jobs: Mapping[str, Job], status: int, log: Path) -> bool:
+def _sum_up(request: Request, jobs: Mapping[str, Job], status: int, log: Path, options: Sequence[str]) -> bool:
     """Prints what is done, and of each failure the end of its log and how to try it alone."""
     progress = progress_of(jobs)
     rest = [one for one in progress.values() if one.state != "done"]
@@ -164,7 +174,7 @@ def _sum_up(request: Request, jobs: Mapping[str, Job], status: int, log: Path) -
     for one in failed:
         print(f"\n{one.job.name} failed ({one.note}). The end of {one.job.log}:")
         print(*(f"    {line}" for line in _last_lines(one.job.log)), sep="\n")
-        print(f"  Alone: {_command(request, one.job.target)}")
+        print(f"  Alone: {_command(request, one.job.target, options)}")
     stopped = [one.job.name for one in rest if one.state == "interrupted"]
     if stopped:
         print(f"\nStopped: {', '.join(stopped)}.")
@@ -193,13 +203,13 @@ def _first_error(log: Path) -> list[str]:
     return last[first : first + _LAST]
 
 
-def _command(request: Request, target: str) -> str:
+def _command(request: Request, target: str, options: Sequence[str]) -> str:
     command = ["augfpn", "reproduce", *target.split(), "--scale", request.scale]
     command += [] if request.seeds == 1 else ["--seeds", str(request.seeds)]
     command += [] if request.out is None else ["--out", request.out]
     command += [] if request.data is None else ["--data", request.data]
     command += [] if request.devices == 1 else ["--devices", str(request.devices)]
-    return shlex.join(command)
+    return shlex.join([*command, *options])
 
 
 def _status(request: Request) -> str:

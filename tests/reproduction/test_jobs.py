@@ -8,9 +8,9 @@ import nbformat
 import pytest
 
 from augfpn.errors import UserError
-from augfpn.experiments import EXPERIMENTS
+from augfpn.experiments import EXPERIMENTS, plan
 from augfpn.parameters import read_parameters
-from augfpn.reproduction import Request, jobs_of
+from augfpn.reproduction import Request, check_runs, jobs_of
 from augfpn.reproduction.jobs import STUDIES, TARGETS
 from tests.test_notebooks import NOTEBOOKS, PARAMETERS
 
@@ -55,6 +55,31 @@ def test_every_job_stands_after_those_that_it_needs(target):
         assert set(job.needs) <= before
         before.add(job.name)
     assert list(jobs)[-1] == "report"
+
+
+@pytest.mark.parametrize("targets", [("table2", "demo"), ("demo", "table2")])
+def test_a_table_is_of_all_its_rows_also_beside_the_demo(targets):
+    jobs = jobs_of(Request(targets=targets))
+    assert set(jobs["table2_components"].needs) == {f"table2/{row}/seed0" for row in table_2()}
+    assert jobs["table2_components"].target == "table2"
+
+
+def test_a_result_whose_run_is_gone_counts_for_nothing(tmp_path):
+    jobs = jobs_of(Request(targets=("table2/cs",), scale="smoke", out=str(tmp_path)))
+    job = jobs["table2/cs/seed0"]
+    job.result.parent.mkdir(parents=True)
+    job.result.touch()
+    check_runs(jobs)
+    assert not job.result.exists()
+
+
+def test_a_run_of_something_else_is_named_with_what_differs(tmp_path):
+    jobs = jobs_of(Request(targets=("table2/cs",), scale="smoke", out=str(tmp_path)))
+    [run, _] = (job.run for job in jobs.values())
+    run.mkdir(parents=True)
+    (run / "run.json").write_text(plan("table2/cs", "smoke", seed=0, steps=3).to_json())
+    with pytest.raises(UserError, match=r"holds another run .* \(there → here\): training.steps: 3 → 4"):
+        check_runs(jobs)
 
 
 @pytest.mark.parametrize("target", [*STUDIES, "table2/cs"])
@@ -119,6 +144,7 @@ def test_a_request_survives_its_configuration():
         ({"scale": "paper"}, "--data DIR"),
         ({"seeds": 0}, "seeds must be at least 1, not 0"),
         ({"devices": 0}, "devices must be at least 1"),
+        ({"out": "{seed}"}, "must be without braces"),
     ],
 )
 def test_a_wrong_request_is_refused(wrong, message):

@@ -111,7 +111,7 @@ def test_a_training_that_is_killed(tmp_path, undisturbed):
     assert process.returncode == 1
     assert f"{CS}/seed0 failed" in output
     assert "Training failed with status -9" in output
-    assert f"Alone: augfpn reproduce {CS} --scale smoke --out runs" in output
+    assert f"Alone: augfpn reproduce {CS} --scale smoke --out runs --jobs {os.cpu_count()}" in output
     assert "1 of 3 done, 1 failed, 1 left" in output
     assert not (tmp_path / "runs" / "results" / CS / "seed0.json").exists()
     output = finish(tmp_path, BASELINE, CS)

@@ -134,7 +134,7 @@ def test_times_come_from_what_was_measured(tmp_path, monkeypatch):
     progress = progress_of(jobs)
     assert progress["table2/cs/seed0"].note == "step 2 of 4"
     assert times.remaining(progress, at_once=1) == (55 + 90, 1)
-    assert headline(request, progress, 1) == "0 of 2 runs done; 0 at work; about 2 min left; 1 not measured yet"
+    assert headline(request, progress) == "0 of 2 runs done; 0 at work; about 2 min left; 1 not measured yet"
 
 
 def test_words_for_times():

@@ -9,9 +9,7 @@ import nbformat
 import pytest
 
 from augfpn.engine import Run
-from augfpn.experiments import plan
 from augfpn.reproduction import Request, jobs_of
-from augfpn.reproduction.progress import progress_of
 
 
 def augfpn(folder, *arguments, timeout=600):
@@ -42,24 +40,24 @@ def check_whole(folder, request):
 
 
 def test_a_table_with_a_failure_that_stays_small(tmp_path):
-    # A run directory of something else stands in the way of one row.
-    other = tmp_path / "runs/smoke/table2/srs/seed0"
-    other.mkdir(parents=True)
-    (other / "run.json").write_text(plan("table2/srs", "smoke", steps=3).to_json())
+    # What a full disk may have left stands in the way of one row.
+    broken = tmp_path / "runs/smoke/table2/srs/seed0/run.json"
+    broken.parent.mkdir(parents=True)
+    broken.write_text("{")
     first = reproduce(tmp_path, "table2")
     assert first.returncode == 1, first.stdout + first.stderr
     assert "0 of 8 runs, 0 of 1 notebooks done" in first.stdout
     assert "[7/10]" in first.stdout
     assert "table2/srs/seed0 failed (exit status 1). The end of runs/smoke/logs/table2/srs/seed0.log:" in first.stdout
-    assert "holds another run and cannot be resumed as this one" in first.stdout
-    assert "Alone: augfpn reproduce table2/srs --scale smoke\n" in first.stdout
+    assert "table2/srs/seed0/run.json cannot be read" in first.stdout
+    assert f"Alone: augfpn reproduce table2/srs --scale smoke --jobs {os.cpu_count()}\n" in first.stdout
     assert "7 of 10 done, 1 failed, 2 left that were stopped or need those." in first.stdout
     seen = augfpn(tmp_path, "status", "runs/smoke").stdout
     assert "7 of 8 runs, 0 of 1 notebooks done; 0 at work; 1 failed" in seen
     assert "runs/smoke/logs/table2/srs/seed0.log" in seen
     assert "Nothing is at work now." in seen
 
-    (other / "run.json").unlink()
+    broken.unlink()
     missing = reproduce(tmp_path, "table2", "--dry-run").stdout.splitlines()
     assert [line.split()[0] for line in missing[:-2]] == ["table2/srs/seed0", "table2_components", "report"]
     assert "s, as others" in missing[0]
@@ -76,11 +74,14 @@ def test_a_table_with_a_failure_that_stays_small(tmp_path):
     # A second table takes the runs that both have, and a third call has nothing to do.
     assert reproduce(tmp_path, "table2", "--dry-run").stdout.startswith("8 of 8 runs, 1 of 1 notebooks done")
     os.utime(tmp_path / "runs/smoke/results/table2/cs/seed0.json")
-    os.chdir(tmp_path)
-    assert [name for name, one in progress_of(jobs_of(TABLE_2)).items() if one.state == "waiting"] == [
-        "table2_components",
-        "report",
-    ]
+    missing = reproduce(tmp_path, "table2", "--dry-run").stdout.splitlines()
+    assert [line.split()[0] for line in missing[:-2]] == ["table2_components", "report"]
+
+    # Results do not tell on which images they were made; runs do.
+    other = reproduce(tmp_path, "table2", "--data", str(tmp_path))
+    assert other.returncode == 2
+    assert "table2/baseline/seed0 holds another run than the one that is asked for" in other.stderr
+    assert "Choose another folder (--out)" in other.stderr
 
 
 TABLE_2 = Request(targets=("table2",), scale="smoke")
