@@ -4,16 +4,17 @@
 #
 #   PYTHON=.venv/bin/python OUT=runs/mini pipelines/gpu.sh
 #
-# Runs go on where they were interrupted. What they found is in $OUT/*/metrics.json, with provenance.json beside it.
+# Runs go on where they were interrupted. What they found is in metrics.json, with provenance.json beside it. They stand
+# where `augfpn reproduce --scale mini` has them, which does the rest where papermill and Snakemake are: notebooks, report.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 python=${PYTHON:-python3}
 out=${OUT:-runs/mini}
 "$python" -m pytest -m gpu -q
-for experiment in table2/baseline table2/cs+rfa+srs; do
-  "$python" -m augfpn train "$experiment" --scale mini --out "$out/${experiment//\//_}" --resume
-done
-"$python" -m augfpn runtime "$out"/table2_baseline "$out"/table2_cs+rfa+srs --out "$out/runtime.json"
-"$python" -m augfpn semantic-gap "$out"/table2_baseline "$out"/table2_cs+rfa+srs --out "$out/semantic_gap.json"
-"$python" -m augfpn figure4 "$out"/table2_cs+rfa+srs --out "$out/figure4.json"
-"$python" -m augfpn report "$out"/table2_baseline "$out"/table2_cs+rfa+srs --out "$out/report"
+fpn=$out/table2/baseline/seed0
+augfpn=$out/table2/cs+rfa+srs/seed0
+"$python" -m augfpn train table2/baseline --scale mini --out "$fpn" --resume
+"$python" -m augfpn train table2/cs+rfa+srs --scale mini --out "$augfpn" --resume
+"$python" -m augfpn runtime "$fpn" "$augfpn" --out "$out/runtime.json"
+"$python" -m augfpn semantic-gap "$fpn" "$augfpn" --out "$out/semantic_gap.json"
+"$python" -m augfpn figure4 "$augfpn" --out "$out/figure4.json"

@@ -27,8 +27,12 @@ EVIL = "<img src=x onerror=alert(1)>"
 BROWSER = shutil.which("chromium") or shutil.which("google-chrome")
 
 
+LINKS = """See [the release](https://github.com/Gus-Guo/AugFPN), [what failed](failed.ipynb), `[code](../augfpn/cli.py)`,
+[code](../augfpn/cli.py) and [a notebook](experiment.ipynb) that was not executed."""
+
+
 def notebook(title, *outputs, **metadata):
-    cells = [new_markdown_cell(f"# {title}\n\nSee [the release](https://github.com/Gus-Guo/AugFPN).")]
+    cells = [new_markdown_cell(f"# {title}\n\n{LINKS}")]
     cells += [new_code_cell("show()", outputs=[output]) for output in outputs]
     return new_notebook(cells=cells, metadata=metadata)
 
@@ -105,6 +109,7 @@ def test_every_run_is_listed_with_what_it_took(site):
 
 
 def test_links_lead_to_files_of_the_report(site):
+    assert '<a href="failed.html">what failed</a>' in pages(site)["notebooks/augfpn.html"]
     for name, page in pages(site).items():
         for target in re.findall(r'href="([^"#]+)', page):
             outside = target.startswith("https://github.com/")

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import itertools
 import logging
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+import re
+from collections.abc import Container, Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import nbformat
@@ -19,6 +20,10 @@ from augfpn.visuals.plots import name_of
 # What an output is shown as, if it is there in several forms. Widgets, which would load their code from a network, are
 # not among them: views have themselves as HTML, too.
 _FORMS = ("text/html", "image/svg+xml", "image/png", "image/jpeg", "text/markdown", "text/latex", "text/plain")
+
+
+# In the prose of notebooks; neither within a page nor elsewhere in the world.
+_RELATIVE_LINK = re.compile(r'<a href="(?![#/]|[a-z]+:)([^"]+)"[^>]*>(.*?)</a>', re.DOTALL)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,7 +61,18 @@ def report_notebooks(folders: Sequence[Path], runs: Sequence[Run]) -> list[Repor
         )
         names.add(free)
         notebooks.append(_read(path, free, run, result))
-    return notebooks
+    return [one if one.body is None else replace(one, body=_with_links(one.body, names)) for one in notebooks]
+
+
+def _with_links(body: str, names: Container[str]) -> str:
+    """Links between notebooks lead to their pages; those to files that the report has not become plain text."""
+
+    def link(found: re.Match[str]) -> str:
+        target, text = found.groups()
+        name = target.removesuffix(".ipynb")
+        return f'<a href="{name}.html">{text}</a>' if name != target and name in names else text
+
+    return _RELATIVE_LINK.sub(link, body)
 
 
 def highlighting() -> str:
