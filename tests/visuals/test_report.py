@@ -27,7 +27,7 @@ EVIL = "<img src=x onerror=alert(1)>"
 BROWSER = shutil.which("chromium") or shutil.which("google-chrome")
 
 
-LINKS = """See [the release](https://github.com/Gus-Guo/AugFPN), [what failed](failed.ipynb), `[code](../augfpn/cli.py)`,
+LINKS = """See [the release](https://github.com/Gus-Guo/AugFPN), [what failed](failed.ipynb),
 [code](../augfpn/cli.py) and [a notebook](experiment.ipynb) that was not executed."""
 
 
