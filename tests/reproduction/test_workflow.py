@@ -4,12 +4,16 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 
 import nbformat
 import pytest
 
 from augfpn.engine import Run
+from augfpn.errors import UserError
 from augfpn.reproduction import Request, jobs_of
+from augfpn.reproduction.workflow import describe
+from augfpn.reproduction.workflow import reproduce as start
 
 
 def augfpn(folder, *arguments, timeout=600):
@@ -39,7 +43,14 @@ def check_whole(folder, request):
     return jobs
 
 
-def test_a_table_with_a_failure_that_stays_small(tmp_path):
+def missing(request):
+    """What a dry run names: jobs, their lines, and the one below them."""
+    *lines, headline, _ = describe(request).splitlines()
+    return [line.split()[0] for line in lines], lines, headline
+
+
+def test_a_table_with_a_failure_that_stays_small(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     # What a full disk may have left stands in the way of one row.
     broken = tmp_path / "runs/smoke/table2/srs/seed0/run.json"
     broken.parent.mkdir(parents=True)
@@ -58,9 +69,9 @@ def test_a_table_with_a_failure_that_stays_small(tmp_path):
     assert "Nothing is at work now." in seen
 
     broken.unlink()
-    missing = reproduce(tmp_path, "table2", "--dry-run").stdout.splitlines()
-    assert [line.split()[0] for line in missing[:-2]] == ["table2/srs/seed0", "table2_components", "report"]
-    assert "s, as others" in missing[0]
+    names, lines, _ = missing(TABLE_2)
+    assert names == ["table2/srs/seed0", "table2_components", "report"]
+    assert "s, as others" in lines[0]
     done = {job.copy: (tmp_path / job.copy).stat().st_mtime_ns for job in jobs_of(TABLE_2).values() if job.run}
     second = reproduce(tmp_path, "table2")
     assert second.returncode == 0, second.stdout + second.stderr
@@ -71,17 +82,19 @@ def test_a_table_with_a_failure_that_stays_small(tmp_path):
     table = json.loads((tmp_path / "runs/smoke/results/table2_components.json").read_text())
     assert "table2/cs+rfa+srs" in json.dumps(table)
 
-    # A second table takes the runs that both have, and a third call has nothing to do.
-    assert reproduce(tmp_path, "table2", "--dry-run").stdout.startswith("8 of 8 runs, 1 of 1 notebooks done")
+    # Nothing is left; where a run was made again, its table is, too.
+    names, _, headline = missing(TABLE_2)
+    assert names == []
+    assert headline.startswith("8 of 8 runs, 1 of 1 notebooks done")
     os.utime(tmp_path / "runs/smoke/results/table2/cs/seed0.json")
-    missing = reproduce(tmp_path, "table2", "--dry-run").stdout.splitlines()
-    assert [line.split()[0] for line in missing[:-2]] == ["table2_components", "report"]
+    assert missing(TABLE_2)[0] == ["table2_components", "report"]
 
     # Results do not tell on which images they were made; runs do.
-    other = reproduce(tmp_path, "table2", "--data", str(tmp_path))
-    assert other.returncode == 2
-    assert "table2/baseline/seed0 holds another run than the one that is asked for" in other.stderr
-    assert "Choose another folder (--out)" in other.stderr
+    refused = (
+        r"table2/baseline/seed0 holds another run than the one that is asked for .*Choose another folder \(--out\)"
+    )
+    with pytest.raises(UserError, match=refused):
+        start(replace(TABLE_2, data=str(tmp_path)))
 
 
 TABLE_2 = Request(targets=("table2",), scale="smoke")
