@@ -180,7 +180,7 @@ def reproduce(
     ] = None,
     out: Annotated[Optional[str], typer.Option(help="The folder for everything; by default runs/SCALE.")] = None,  # noqa: UP045
     data: Annotated[Optional[str], typer.Option(help="A folder in COCO's layout.")] = None,  # noqa: UP045
-    devices: Annotated[int, typer.Option(help="Of each training.")] = 1,
+    devices: Annotated[int, typer.Option(help="Of each training, by torchrun; so far, trainings refuse several.")] = 1,
     profile: Annotated[
         Optional[str],  # noqa: UP045
         typer.Option(help="slurm, kubernetes, or a Snakemake profile of your own; by default on this machine."),

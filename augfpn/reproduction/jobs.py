@@ -43,7 +43,7 @@ class Request:
         seeds: every experiment is run with the seeds 0 to ``seeds`` - 1.
         out: the folder for everything; by default ``runs/SCALE``.
         data: a folder in COCO's layout in the place of the scale's images.
-        devices: of each training; with more than one it is started by torchrun.
+        devices: of each training; with more than one it is started by torchrun (and refuses, so far).
         threads: on the CPU, of each job, and of each device of a training.
         at_once: how many jobs are done at the same time, for the remaining time.
     """
@@ -243,7 +243,7 @@ def _study(request: Request, study: Study) -> Job:
     name = study.notebook
     seeds = range(1 if study.of_run else request.seeds)
     return Job(
-        target=next(target for target, studies in STUDIES.items() if studies.notebook == name),
+        target=next(target for target, known in STUDIES.items() if known.notebook == name),
         resources=SCALES[request.scale].resources,
         needs=tuple(f"{id}/seed{seed}" for id in _distinct(list(study.rows), request) for seed in seeds),
         sources=(CHECKOUT / "notebooks" / f"{name}.ipynb",),
