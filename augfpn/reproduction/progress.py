@@ -51,13 +51,18 @@ def _is_current(job: Job, jobs: Mapping[str, Job], current: Mapping[str, bool]) 
 def _progress(job: Job, current: Mapping[str, bool]) -> Progress:
     record = _read_json(record_path(job.log))
     recorded = None if record is None else Record(**record)
-    if current[job.name]:
+    is_here = recorded is not None and recorded.host == socket.gethostname()
+    at_work = recorded is not None and recorded.status is None
+    if at_work and is_here:
+        at_work = is_locked(job.log.with_suffix(".lock"))
+    # The result is there a moment before the job ends. (Whether another machine is still at work, nobody knows.)
+    if current[job.name] and not (at_work and is_here):
         return Progress(job=job, state="done", part=1.0, seconds=None if recorded is None else recorded.seconds)
     part, note = _training(job)
+    if at_work:
+        return Progress(job=job, state="running", part=part, note=note)
     if recorded is None or recorded.status == 0:
         return Progress(job=job, state="waiting", part=part, note=note)
-    if recorded.status is None and _is_running(job, recorded):
-        return Progress(job=job, state="running", part=part, note=note)
     if recorded.status in (None, INTERRUPTED):
         return Progress(job=job, state="interrupted", part=part, note=note)
     if not all(current[name] for name in job.needs):
@@ -65,13 +70,6 @@ def _progress(job: Job, current: Mapping[str, bool]) -> Progress:
         return Progress(job=job, state="waiting", part=part, note=note)
     note = recorded.problem or f"exit status {recorded.status}"
     return Progress(job=job, state="failed", part=part, note=note)
-
-
-def _is_running(job: Job, record: Record) -> bool:
-    """Whether the process of a record that has no end is still there. Of another machine's it is taken to be."""
-    if record.host != socket.gethostname():
-        return True
-    return is_locked(job.log.with_suffix(".lock"))
 
 
 def is_locked(path: Path) -> bool:
