@@ -1,8 +1,8 @@
 """Does a job and keeps how it went: `python -m augfpn.reproduction.record RESULT LOG COMMAND…`
 
 What the command prints goes to the log; beside it stands a small file, which says whether the job runs, where, since
-when, and how it ended. A job is done only if its command ended well *and* left its result behind: papermill marks the
-cells of a kernel that was killed as completed.
+when, and how it ended. Unless a command ends well *and* leaves its result behind, the job has failed: papermill marks
+the cells of a kernel that was killed as completed.
 
 Only one process does a job at a time. After a scheduler was killed, what it had started goes on; a second process then
 waits for that, and has nothing left to do.

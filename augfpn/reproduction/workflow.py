@@ -7,6 +7,7 @@ import importlib.util
 import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 import time
@@ -146,8 +147,11 @@ def _follow(process: subprocess.Popen[bytes], request: Request, jobs: Mapping[st
                 if one.state != before[name]:
                     _tell(one, progress)
                 before[name] = one.state
-            at_work = ", ".join(f"{one.job.name} {one.note}" for one in progress.values() if one.state == "running")
-            line.set_description_str(f"{headline(request, progress)}. {at_work}")
+            if not line.disable:
+                at_work = (f"{one.job.name} {one.note}" for one in progress.values() if one.state == "running")
+                text = f"{headline(request, progress)}. {', '.join(at_work)}"
+                # A line that wraps cannot be rewritten.
+                line.set_description_str(text[: shutil.get_terminal_size().columns - 1])
             if not ended:
                 time.sleep(1)
 
