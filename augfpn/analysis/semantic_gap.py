@@ -11,7 +11,8 @@ of one-stage detectors), and the levels are compared with one another, pair by p
   level. 0 for no gap.
 
 The classifier is a linear probe, trained on the frozen features of all levels of training images, so that models with
-and without Consistent Supervision are measured alike; or the auxiliary head of a model that was trained with it.
+and without Consistent Supervision are measured alike; or the auxiliary head of a model that was trained with it
+(`augfpn.analysis.probe`).
 
 RoIs are the objects of the data set and not a model's own proposals, so that all models are compared on the same RoIs.
 They are pooled as for Consistent Supervision (RoIAlign, 7 × 7) and averaged over their cells; only the auxiliary head
@@ -24,28 +25,19 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any
 
 import pandas as pd
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
-from augfpn.data.dataset import SelectedImages
-from augfpn.data.loading import Batch, evaluation_batches, open_dataset
-from augfpn.detectors.detector import Detector
+from augfpn.analysis.probe import Classifier, ObjectFeatures, objects_of_run, probe_of
 from augfpn.engine.runs import Run
 from augfpn.errors import UserError
 from augfpn.experiments.config import differences
 from augfpn.experiments.paper import find_experiment
 from augfpn.files import without_nan
-from augfpn.heads.box import ROI_SIZE
-from augfpn.ops.roi_align import roi_align_every_level
-
-Classifier = Literal["probe", "auxiliary head"]
-# Of the probe's weights; small against the loss of thousands of objects.
-_PENALTY = 1e-4
-_BATCH_SIZE = 8
 
 
 @dataclass(frozen=True)
@@ -132,20 +124,6 @@ def gap_table(measured: Iterable[MeasuredGap]) -> pd.DataFrame:
 MEASURES = {"cka": "CKA", "cosine": "cosine similarity", "disagreement": "disagreement"}
 
 
-@dataclass(frozen=True)
-class ObjectFeatures:
-    """What the laterals hold of every object.
-
-    ``features (N, L, C)``; ``labels (N)`` 1…K; ``predictions (N, L)``: the class that the auxiliary head sees in each
-    level, 0 for background, or None where there is none. ``levels``: their names.
-    """
-
-    features: Tensor
-    labels: Tensor
-    predictions: Tensor | None
-    levels: tuple[str, ...]
-
-
 def measure_gaps(
     runs: Sequence[Run], device: torch.device, *, along: bool = False, num_images: int | None = None
 ) -> Iterator[MeasuredGap]:
@@ -173,27 +151,11 @@ def semantic_gaps(
         step: the model after so many steps of its training; None for its end.
         num_images: only the first so many images. The probe is trained on as many training images.
     """
-    config = replace(run.config.data, masks=False)
-    if config.overfit is not None:
+    if run.config.data.overfit is not None:
         raise UserError(f"{run.path} was trained on its validation images; a probe has to be tested on others.")
     model = run.load_model(device, step)
-    val = open_dataset(config, "val")
-    num = len(val) if num_images is None else min(num_images, len(val))
-    train = open_dataset(config, "train")
-    to_measure, to_train = (
-        object_features(
-            model,
-            evaluation_batches(
-                SelectedImages(data, range(min(num, len(data)))),
-                config,
-                batch_size=_BATCH_SIZE,
-                num_workers=run.config.training.num_workers,
-            ),
-            device,
-        )
-        for data in (val, train)
-    )
-    probe = train_probe(to_train, len(run.categories))
+    to_measure = objects_of_run(run, model, device, "val", num_images=num_images)
+    probe = probe_of(run, model, device, num_images=num_images)
     gaps: dict[Classifier, SemanticGap] = {
         "probe": gap_between(to_measure, probe.classes(to_measure.features), "probe")
     }
@@ -240,70 +202,3 @@ def linear_cka(one: Tensor, other: Tensor) -> Tensor:
     one, other = one - one.mean(dim=0), other - other.mean(dim=0)
     cka: Tensor = (other.T @ one).square().sum() / ((one.T @ one).norm() * (other.T @ other).norm())
     return cka
-
-
-@torch.no_grad()
-def object_features(model: Detector, batches: Iterable[Batch], device: torch.device) -> ObjectFeatures:
-    """Pools the objects of the batches from every lateral of ``model``; a UserError for fewer than two objects."""
-    model.eval()
-    supervision = model.consistent_supervision
-    features, labels, predictions = [], [], []
-    levels: tuple[str, ...] = ()
-    for batch in batches:
-        targets = batch.targets.to(device)
-        pyramid = model.features(batch.images.to(device))
-        strides = pyramid.strides[: len(pyramid.laterals)]
-        levels = tuple(f"M{stride.bit_length() - 1}" for stride in strides)
-        objects = targets.valid.flatten()
-        pooled = roi_align_every_level(pyramid.laterals, strides, targets.boxes, ROI_SIZE)[objects]
-        features.append(pooled.mean(dim=(3, 4)).cpu())
-        labels.append(targets.labels.flatten()[objects].cpu())
-        if supervision is not None:
-            logits = supervision.head(pooled.flatten(0, 1)).logits
-            predictions.append(logits.argmax(dim=1).view(pooled.shape[:2]).cpu())
-    if (num := sum(map(len, labels))) < 2:
-        raise UserError(f"The semantic gap is measured on objects, and these images have {num or 'none'}.")
-    return ObjectFeatures(
-        torch.cat(features), torch.cat(labels), torch.cat(predictions) if predictions else None, levels
-    )
-
-
-class Probe(nn.Module):
-    """A linear classifier of objects, one for all levels; the features are standardised over objects and levels."""
-
-    def __init__(self, features: Tensor, num_classes: int) -> None:
-        super().__init__()
-        every = features.flatten(0, 1).to(torch.float64)
-        self.mean, self.std = every.mean(dim=0), every.std(dim=0).clamp(min=1e-12)
-        self.linear = nn.Linear(every.shape[1], num_classes, dtype=torch.float64)
-        # A convex problem: where it starts does not matter, but should be the same every time.
-        nn.init.zeros_(self.linear.weight)
-        nn.init.zeros_(self.linear.bias)
-
-    def forward(self, features: Tensor) -> Tensor:
-        """Logits ``(…, K)`` of features ``(…, C)``."""
-        logits: Tensor = self.linear((features.to(torch.float64) - self.mean) / self.std)
-        return logits
-
-    @torch.no_grad()
-    def classes(self, features: Tensor) -> Tensor:
-        """The class 1…K ``(…)`` of features ``(…, C)``."""
-        classes: Tensor = self(features).argmax(dim=-1) + 1
-        return classes
-
-
-def train_probe(objects: ObjectFeatures, num_classes: int) -> Probe:
-    """The classifier, of all that are linear, that does best on all objects in all levels (logistic regression)."""
-    probe = Probe(objects.features, num_classes)
-    optimizer = torch.optim.LBFGS(probe.parameters(), max_iter=500, line_search_fn="strong_wolfe")
-    wanted = (objects.labels - 1)[:, None].expand(objects.features.shape[:2]).flatten()
-
-    def loss() -> Tensor:
-        optimizer.zero_grad()
-        value = F.cross_entropy(probe(objects.features).flatten(0, 1), wanted)
-        value = value + _PENALTY * probe.linear.weight.square().sum()
-        value.backward()  # type: ignore[no-untyped-call]
-        return value
-
-    optimizer.step(loss)  # type: ignore[no-untyped-call]
-    return probe

@@ -2,22 +2,12 @@ import json
 
 import pytest
 import torch
-from torchvision.ops import roi_align
 
-from augfpn.analysis.semantic_gap import (
-    ObjectFeatures,
-    check_same_objects,
-    gap_between,
-    linear_cka,
-    object_features,
-    semantic_gaps,
-    train_probe,
-)
-from augfpn.data.loading import Batch, evaluation_batches, open_dataset
+from augfpn.analysis.probe import ObjectFeatures, train_probe
+from augfpn.analysis.semantic_gap import check_same_objects, gap_between, linear_cka, semantic_gaps
 from augfpn.engine import Run, train
 from augfpn.errors import UserError
 from augfpn.experiments import plan
-from augfpn.structures import Images, Targets
 
 CPU = torch.device("cpu")
 LEVELS = ("M2", "M3")
@@ -114,38 +104,6 @@ def test_one_classifier_can_serve_levels_that_mean_the_same_and_no_others():
     # CKA does not mind which channel is which; the sum of the top-down path does.
     torch.testing.assert_close(gaps[0].cka, gaps[1].cka)
     assert gaps[1].cosine[0, 1] < gaps[0].cosine[0, 1] - 0.3
-
-
-def test_objects_are_pooled_from_every_lateral_and_padding_is_none(small_model):
-    model = small_model("table2/cs")
-    boxes = [torch.tensor([[4.0, 6.0, 40.0, 50.0]]), torch.tensor([[0.0, 0.0, 60.0, 30.0], [10.0, 10.0, 20.0, 64.0]])]
-    targets = Targets.pad(boxes, [torch.tensor([3]), torch.tensor([1, 2])])
-    images = Images.pad(list(torch.rand(2, 3, 64, 64)))
-    batch = Batch(images, targets, (1, 2), images.sizes)
-    objects = object_features(model, [batch], CPU)
-    assert objects.labels.tolist() == [3, 1, 2]
-    assert objects.levels == ("M2", "M3", "M4", "M5")
-    with torch.no_grad():
-        laterals = model.eval().features(images).laterals
-        for level, (lateral, stride) in enumerate(zip(laterals, (4, 8, 16, 32), strict=True)):
-            pooled = roi_align(lateral, boxes, 7, 1 / stride, sampling_ratio=2)
-            torch.testing.assert_close(objects.features[:, level], pooled.mean(dim=(2, 3)), atol=1e-5, rtol=1e-4)
-            seen = model.consistent_supervision.head(pooled).logits.argmax(dim=1)
-            assert torch.equal(objects.predictions[:, level], seen)
-
-
-def test_images_without_objects_are_no_error_unless_there_is_no_object_at_all(small_model):
-    images = Images.pad([torch.rand(3, 64, 64)])
-    empty = Batch(images, Targets.pad([torch.zeros(0, 4)], [torch.zeros(0, dtype=torch.int64)]), (1,), images.sizes)
-    with pytest.raises(UserError, match="these images have none"):
-        object_features(small_model("table2/baseline"), [empty], CPU)
-    one = Targets.pad([torch.tensor([[4.0, 6.0, 40.0, 50.0]])], [torch.tensor([3])])
-    with pytest.raises(UserError, match="these images have 1"):
-        object_features(small_model("table2/baseline"), [Batch(images, one, (1,), images.sizes)], CPU)
-    config = plan("table2/baseline", "smoke").data
-    batches = list(evaluation_batches(open_dataset(config, "val"), config, batch_size=4))
-    with_empty = object_features(small_model("table2/baseline"), [empty, *batches], CPU)
-    assert len(with_empty.labels) == sum(int(batch.targets.valid.sum()) for batch in batches)
 
 
 @pytest.mark.parametrize(
