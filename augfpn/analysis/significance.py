@@ -32,6 +32,7 @@ from pycocotools.cocoeval import COCOeval
 
 from augfpn.analysis.comparison import check_comparable, find_baseline, is_ablation, runs_in, runs_of
 from augfpn.data.loading import open_dataset
+from augfpn.engine.evaluate import of_kind
 from augfpn.engine.runs import Run
 from augfpn.errors import UserError
 from augfpn.experiments.paper import EXPERIMENTS
@@ -191,11 +192,7 @@ class MatchedImages:
     def __init__(self, truth: dict[str, Any], results: list[dict[str, Any]], kind: Kind) -> None:
         with contextlib.redirect_stdout(io.StringIO()):
             ours = _indexed(truth, [dict(entry) for entry in truth["annotations"]])
-            if results:
-                other = {"bbox": "segmentation", "segm": "bbox"}[kind]
-                found = ours.loadRes([{k: v for k, v in result.items() if k != other} for result in results])
-            else:
-                found = _indexed(truth, [])
+            found = ours.loadRes(of_kind(results, kind)) if results else _indexed(truth, [])
             evaluation = COCOeval(ours, found, kind)
             # AP alone: objects of all sizes, and up to 100 detections an image.
             evaluation.params.areaRng, evaluation.params.areaRngLbl = [[0, 1e10]], ["all"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, Literal
 
@@ -14,6 +15,7 @@ from augfpn.data.dataset import Category, DetectionDataset
 from augfpn.data.loading import evaluation_batches, open_dataset
 from augfpn.data.segmentations import encode
 from augfpn.detectors.detector import Detector
+from augfpn.engine.outcomes_file import write_outcomes
 from augfpn.engine.runs import Run
 
 try:
@@ -30,7 +32,9 @@ MASK_FIGURES = tuple(f"mask_{name}" for name in FIGURES)
 
 
 def evaluate(run: Run, device: torch.device, batch_size: int = 8) -> dict[str, Any]:
-    """Evaluates a trained run on the validation images of its data; writes ``metrics.json`` and ``detections.json``.
+    """Evaluates a trained run on the validation images of its data.
+
+    Writes ``metrics.json``, ``detections.json``, and what became of each detection (`augfpn.engine.outcomes`).
 
     COCO's twelve figures are of boxes; where the run's data has masks, `MASK_FIGURES` are those of masks. Images of a
     batch are padded to the same size, on which the detections depend a little; ``batch_size`` 1 pads each to the next
@@ -49,6 +53,7 @@ def evaluate(run: Run, device: torch.device, batch_size: int = 8) -> dict[str, A
     if config.data.masks:
         metrics |= dict(zip(MASK_FIGURES, coco_metrics(truth, results, "segm").values(), strict=True))
     run.write_results({**metrics, "num_images": len(dataset), **times}, results)
+    write_outcomes(run, truth, results)
     return metrics
 
 
@@ -71,7 +76,8 @@ def coco_results(
 ) -> list[dict[str, Any]]:
     """The detections of an image in COCO's result format, in the data set's own category ids.
 
-    Where they have ``masks``, ``(D, 1, H, W)`` probabilities in the image, each result has its ``segmentation``.
+    Each has, beside COCO's fields, its ``roi``: the RoI, anchor or cell that it was refined from, as a box like
+    ``bbox``. Where they have ``masks``, ``(D, 1, H, W)`` probabilities in the image, each has its ``segmentation``.
     """
     boxes = detections["boxes"].clone()
     boxes[:, 2:] -= boxes[:, :2]
@@ -85,6 +91,10 @@ def coco_results(
         }
         for box, label, score in columns
     ]
+    rois = detections["rois"].clone()
+    rois[:, 2:] -= rois[:, :2]
+    for result, roi in zip(results, rois.tolist(), strict=True):
+        result["roi"] = [round(side, 3) for side in roi]
     if "masks" in detections:
         for result, segmentation in zip(results, encode(detections["masks"]), strict=True):
             result["segmentation"] = segmentation
@@ -97,8 +107,7 @@ def coco_metrics(
     """COCO's twelve figures for boxes or masks, 0-1; None where there is nothing to measure."""
     # Results that have both are measured as if they had only what is asked for: COCO's own code would otherwise take
     # the box's area for the mask's, and so other objects for small, medium and large.
-    other = {"bbox": "segmentation", "segm": "bbox"}[kind]
-    results = [{name: value for name, value in result.items() if name != other} for result in results]
+    results = of_kind(results, kind)
     # Both libraries print their progress, and add fields of their own to what they are given.
     with contextlib.redirect_stdout(io.StringIO()):
         truth = _indexed({**ground_truth, "annotations": [dict(entry) for entry in ground_truth["annotations"]]})
@@ -108,6 +117,12 @@ def coco_metrics(
         evaluation.summarize()
     figures = [float(figure) for figure in evaluation.stats[: len(FIGURES)]]
     return {name: None if figure < 0 else figure for name, figure in zip(FIGURES, figures, strict=True)}
+
+
+def of_kind(results: Sequence[dict[str, Any]], kind: Literal["bbox", "segm"]) -> list[dict[str, Any]]:
+    """The results with COCO's fields for boxes or masks, and no others."""
+    fields = ("image_id", "category_id", "score", {"bbox": "bbox", "segm": "segmentation"}[kind])
+    return [{name: result[name] for name in fields} for result in results]
 
 
 def _indexed(content: dict[str, Any]) -> Any:

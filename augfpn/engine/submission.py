@@ -16,7 +16,7 @@ import torch
 
 from augfpn.data.coco import CocoDataset
 from augfpn.data.dataset import Category
-from augfpn.engine.evaluate import detect_all
+from augfpn.engine.evaluate import detect_all, of_kind
 from augfpn.engine.runs import Run
 from augfpn.errors import UserError
 from augfpn.files import written_whole
@@ -50,11 +50,7 @@ def write_submission(
         raise UserError(f"{run.path} detects boxes only; masks (segm) need a run of Mask R-CNN.")
     dataset = CocoDataset(images, info, annotated=False)
     _check_categories(run.categories, dataset.categories, info)
-    unwanted = {"bbox": "segmentation", "segm": "bbox"}[kind]
-    results = [
-        {field: value for field, value in result.items() if field != unwanted}
-        for result in detect_all(run, run.load_model(device), dataset, device, batch_size)
-    ]
+    results = of_kind(detect_all(run, run.load_model(device), dataset, device, batch_size), kind)
     stem = f"detections_test-dev2017_{name}_results"
     archive = out / f"{stem}.zip"
     with written_whole(archive) as temporary, zipfile.ZipFile(temporary, "w", zipfile.ZIP_DEFLATED) as file:

@@ -16,7 +16,9 @@ from augfpn.data.loading import Batch, evaluation_batches, open_dataset
 from augfpn.detectors.detector import Detector
 from augfpn.detectors.faster_rcnn import FasterRCNN
 from augfpn.engine.runs import Run
+from augfpn.experiments.config import RunConfig
 from augfpn.ops.level_assignment import NUM_ROI_LEVELS
+from augfpn.structures import Images
 
 
 @dataclass(frozen=True)
@@ -102,23 +104,27 @@ def sample_fusion(run: Run, samples: ImageSamples, device: torch.device, model: 
     return FusedRoIs(crops, weights[found], titles)
 
 
-@torch.no_grad()
 def sample_contexts(run: Run, samples: ImageSamples, device: torch.device) -> ContextWeights:
     """The weights of Residual Feature Augmentation on the samples; of no image if the model weighs no contexts."""
-    model = run.load_model(device)
-    config = run.config.model.residual_feature_augmentation
-    augmentation = model.pyramid.residual_feature_augmentation
-    images = samples.batch.images.to(device)
-    if augmentation is not None and config is not None:
-        c5 = model.backbone(model.preprocessing.normalise(images))[-1]
-        weights = augmentation(c5).weights
-        if weights is not None:
-            height, width = c5.shape[-2:]
-            sizes = [pooled_size(height, width, ratio) for ratio in config.ratios]
-            names = [f"α {ratio}: {h} × {w}" for ratio, (h, w) in zip(config.ratios, sizes, strict=True)]
-            names = names or [f"context {number}" for number in range(1, weights.shape[1] + 1)]
-            return ContextWeights(list(images.pixels.cpu()), weights.cpu(), names)
-    return ContextWeights([], torch.zeros(0, 0, 1, 1), [])
+    found = weighted_contexts(run.load_model(device), run.config, samples.batch.images.to(device))
+    return ContextWeights([], torch.zeros(0, 0, 1, 1), []) if found is None else found
+
+
+@torch.no_grad()
+def weighted_contexts(model: Detector, config: RunConfig, images: Images) -> ContextWeights | None:
+    """The weights of Residual Feature Augmentation on a batch; None if the model of ``config`` weighs no contexts."""
+    augmentation, described = model.pyramid.residual_feature_augmentation, config.model.residual_feature_augmentation
+    if augmentation is None or described is None:
+        return None
+    c5 = model.backbone(model.preprocessing.normalise(images))[-1]
+    weights = augmentation(c5).weights
+    if weights is None:
+        return None
+    height, width = c5.shape[-2:]
+    sizes = [pooled_size(height, width, ratio) for ratio in described.ratios]
+    names = [f"α {ratio}: {h} × {w}" for ratio, (h, w) in zip(described.ratios, sizes, strict=True)]
+    names = names or [f"context {number}" for number in range(1, weights.shape[1] + 1)]
+    return ContextWeights(list(images.pixels.cpu()), weights.cpu(), names)
 
 
 def spreads(weights: Tensor, names: Sequence[str]) -> pd.DataFrame:

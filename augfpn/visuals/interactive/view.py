@@ -1,0 +1,166 @@
+"""What all interactive views are: a header, answers to requests, and one JavaScript module that shows them.
+
+A view shows itself in three ways, all by the same module:
+
+- in a notebook as a widget (anywidget), whose requests the kernel answers;
+- in a page of `augfpn viewer`, whose requests the command answers;
+- in a self-contained page, `View.to_html`, which holds the answers that it needs and loads nothing.
+
+Where no script may run, as on GitHub, it is a picture.
+"""
+
+from __future__ import annotations
+
+import base64
+import html
+import io
+import json
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Iterator
+from functools import cache
+from importlib import resources
+from typing import TYPE_CHECKING, Any
+
+import jinja2
+import numpy as np
+from PIL import Image as PILImage
+
+from augfpn.engine.outcomes import Array
+from augfpn.errors import UserError
+
+if TYPE_CHECKING:
+    from augfpn.visuals.interactive.widget import ViewWidget
+
+# A request and an answer are dictionaries as JSON has them; a request says with `what` what it is about.
+Request = dict[str, Any]
+Answer = dict[str, Any]
+
+_TEMPLATES = jinja2.Environment(
+    loader=jinja2.PackageLoader(__name__.rpartition(".")[0]), autoescape=True, trim_blocks=True, lstrip_blocks=True
+)
+
+# The files of the module, in their order: one plain ES module without imports, as notebooks need it.
+_FILES = ("elements", "stage", "source", "fusion", "detections", "start")
+
+
+class View(ABC):
+    """An interactive view.
+
+    Shown as the value of a notebook's cell it is a widget; a page of itself and a picture are kept with the notebook.
+    """
+
+    @abstractmethod
+    def answer(self, request: Request) -> Answer:
+        """What the module asks for. ``{"what": "header"}`` comes first; a UserError is shown to the reader."""
+
+    @abstractmethod
+    def held_requests(self, num_images: int) -> Iterator[Request]:
+        """The requests that a page with so many images has to answer by itself, apart from the header."""
+
+    @abstractmethod
+    def held_header(self, num_images: int) -> Answer:
+        """The header of such a page."""
+
+    @abstractmethod
+    def picture(self) -> PILImage.Image:
+        """What is shown where no script runs."""
+
+    def to_html(self, num_images: int = 50) -> str:
+        """A page that opens from disk and needs no network: up to ``num_images`` images with all that can be asked."""
+        return self._page(self.to_fragment(num_images), asks="'none'")
+
+    def to_served_html(self, token: str) -> str:
+        """A page that asks the command that served it, by `augfpn.visuals.interactive.server`."""
+        return self._page(_element(f"serverSource({json.dumps(token)})"), asks="'self'")
+
+    def to_fragment(self, num_images: int) -> str:
+        """`to_html` as a part of another page. Until its script runs, it is the picture."""
+        held = {_key({"what": "header"}): self.held_header(num_images)}
+        held |= {_key(request): self._answer_or_why(request) for request in self.held_requests(num_images)}
+        # Nothing in the data can end the element that it stands in.
+        data = json.dumps(held).replace("<", "\\u003c")
+        return _element(f"pageSource({data})", self._fallback())
+
+    def widget(self) -> ViewWidget:
+        """A widget of the view, for use among other widgets; needs the extra ``notebooks``."""
+        try:
+            from augfpn.visuals.interactive.widget import ViewWidget
+        except ImportError as error:
+            raise UserError(
+                "Widgets need anywidget and ipywidgets: pip install 'augfpn[notebooks]'. "
+                "`to_html()` makes a page without them."
+            ) from error
+        return ViewWidget(self)
+
+    def _repr_mimebundle_(self, **_: Any) -> dict[str, Any]:
+        try:
+            live = self.widget()._repr_mimebundle_() or ({}, {})
+        except UserError:
+            live = ({}, {})
+        return {
+            **live[0],
+            "text/html": self.to_fragment(SAVED_IMAGES),
+            "image/jpeg": base64.b64encode(_jpeg(self.picture())).decode(),
+            "text/plain": repr(self),
+        }
+
+    def _page(self, element: str, asks: str) -> str:
+        title = self.answer({"what": "header"})["title"]
+        return _TEMPLATES.get_template("page.html").render(title=title, element=element, asks=asks)
+
+    def _answer_or_why(self, request: Request) -> Answer:
+        try:
+            return self.answer(request)
+        except UserError as error:
+            return {"why": str(error)}
+
+    def _fallback(self) -> str:
+        picture = self.picture()
+        return f'<img src="{jpeg_url(picture)}" width="{picture.width}" alt="{html.escape(repr(self))}">'
+
+
+# Images that a notebook keeps of a view.
+SAVED_IMAGES = 8
+
+
+def _element(source: str, fallback: str = "") -> str:
+    """An element that becomes the view when its script runs, which begins the module with a source of answers."""
+    # In a page nobody imports the module.
+    inline = module().replace("export default", "const view =")
+    return _TEMPLATES.get_template("element.html").render(module=inline, source=source, fallback=fallback)
+
+
+@cache
+def module() -> str:
+    """The JavaScript module, with the styles."""
+    folder = resources.files(__package__) / "module"
+    style = (folder / "views.css").read_text(encoding="utf-8")
+    parts = ((folder / f"{name}.js").read_text(encoding="utf-8") for name in _FILES)
+    return "\n".join([f"const STYLE = {json.dumps(style)};", *parts])
+
+
+def _key(request: Request) -> str:
+    """As the module makes it (source.js)."""
+    return json.dumps([[name, request[name]] for name in sorted(request)], separators=(",", ":"))
+
+
+def encoded(values: Array | Iterable[float], kind: str) -> str:
+    """Numbers as the module reads them: little-endian bytes in base64; ``kind`` as in NumPy."""
+    array = np.asarray(values if isinstance(values, np.ndarray) else list(values))
+    return base64.b64encode(array.astype(np.dtype(kind).newbyteorder("<")).tobytes()).decode()
+
+
+def rounded(weights: Array) -> str:
+    """Values in 0-1 as bytes: they are seen as colours."""
+    return encoded(np.rint(np.clip(weights, 0, 1) * 255), "uint8")
+
+
+def jpeg_url(picture: PILImage.Image) -> str:
+    """An image as it can stand in a page."""
+    return f"data:image/jpeg;base64,{base64.b64encode(_jpeg(picture)).decode()}"
+
+
+def _jpeg(picture: PILImage.Image) -> bytes:
+    buffer = io.BytesIO()
+    picture.convert("RGB").save(buffer, format="JPEG", quality=90)
+    return buffer.getvalue()
