@@ -396,6 +396,46 @@ def runtime(
     _write(file, measured, used)
 
 
+@app.command()
+def viewer(
+    runs: Annotated[list[Path], typer.Argument(help="An evaluated run, or two of the same data to compare.")],
+    html: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option(help="Write a page that needs neither this command nor a network, and end."),
+    ] = None,
+    images: Annotated[int, typer.Option(min=1, help="How many images such a page holds.")] = 50,
+    losses: Annotated[bool, typer.Option(help="Compute each image's loss first, to sort by; kept with the run.")] = False,
+    port: Annotated[int, typer.Option(help="Of the address; by default a free one.")] = 0,
+    browser: Annotated[bool, typer.Option(help="Open the browser.")] = True,
+    device: Device = None,
+) -> None:
+    """Shows detections in the browser: what became of each, and which pyramid levels it was made from."""
+    import webbrowser
+
+    from augfpn.analysis.image_losses import image_losses
+    from augfpn.engine import Run
+    from augfpn.files import write_text
+    from augfpn.visuals.interactive import DetectionViewer
+    from augfpn.visuals.interactive.server import ViewServer
+
+    opened = [Run.open(run) for run in runs]
+    if losses:
+        for run in opened:
+            image_losses(run, _device(device))
+    view = DetectionViewer(*opened, device=_device(device))
+    if html is not None:
+        print(write_text(html, view.to_html(images)))
+        return
+    with ViewServer(view, port) as server:
+        print(f"{server.link}\nCtrl-C ends it.", flush=True)
+        if browser:
+            webbrowser.open(server.link)
+        try:
+            server.serve_forever()
+        except KeyboardInterrupt:
+            print()
+
+
 @data_app.command()
 def synthetic(
     out: Annotated[Path, typer.Option(help="The folder to make.")],

@@ -79,26 +79,33 @@ def coco_results(
     Each has, beside COCO's fields, its ``roi``: the RoI, anchor or cell that it was refined from, as a box like
     ``bbox``. Where they have ``masks``, ``(D, 1, H, W)`` probabilities in the image, each has its ``segmentation``.
     """
-    boxes = detections["boxes"].clone()
-    boxes[:, 2:] -= boxes[:, :2]
-    columns = zip(boxes.tolist(), detections["labels"].tolist(), detections["scores"].tolist(), strict=True)
+    columns = zip(
+        _as_coco(detections["boxes"]),
+        _as_coco(detections["rois"]),
+        detections["labels"].tolist(),
+        detections["scores"].tolist(),
+        strict=True,
+    )
     results: list[dict[str, Any]] = [
         {
             "image_id": image_id,
             "category_id": categories[label - 1].id,
-            "bbox": [round(side, 3) for side in box],
+            "bbox": box,
             "score": round(score, 5),
+            "roi": roi,
         }
-        for box, label, score in columns
+        for box, roi, label, score in columns
     ]
-    rois = detections["rois"].clone()
-    rois[:, 2:] -= rois[:, :2]
-    for result, roi in zip(results, rois.tolist(), strict=True):
-        result["roi"] = [round(side, 3) for side in roi]
     if "masks" in detections:
         for result, segmentation in zip(results, encode(detections["masks"]), strict=True):
             result["segmentation"] = segmentation
     return results
+
+
+def _as_coco(boxes: torch.Tensor) -> list[list[float]]:
+    """``boxes (D, 4)`` as x, y, width and height, to a thousandth of a pixel."""
+    sides = torch.cat([boxes[:, :2], boxes[:, 2:] - boxes[:, :2]], dim=1)
+    return [[round(side, 3) for side in box] for box in sides.tolist()]
 
 
 def coco_metrics(

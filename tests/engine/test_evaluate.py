@@ -206,9 +206,11 @@ def test_results_carry_masks_where_the_detections_do():
         "boxes": torch.tensor([[3.0, 2.0, 9.0, 6.0], [0.0, 0.0, 5.0, 5.0]]),
         "labels": torch.tensor([1, 1]),
         "scores": torch.tensor([0.9, 0.8]),
+        "rois": torch.tensor([[2.0, 2.0, 8.0, 8.0], [0.0, 0.0, 5.5, 5.0]]),
     }
     without = coco_results(5, detections, (Category(7, "thing"),))
     results = coco_results(5, {**detections, "masks": masks}, (Category(7, "thing"),))
+    assert [result["roi"] for result in without] == [[2, 2, 6, 6], [0, 0, 5.5, 5]]
     assert [{k: v for k, v in result.items() if k != "segmentation"} for result in results] == without
     assert torch.equal(decode([r["segmentation"] for r in results], 10, 12), (masks[:, 0] > 0.5).to(torch.uint8))
     assert all(isinstance(result["segmentation"]["counts"], str) for result in results)
