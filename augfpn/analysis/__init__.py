@@ -1,5 +1,6 @@
 """What finished runs can be asked, and what detectors cost."""
 
+from augfpn.analysis.alterations import Alteration, altered, applicable
 from augfpn.analysis.comparison import comparison
 from augfpn.analysis.cost import Cost, cost, cost_of_experiment
 from augfpn.analysis.level_ratios import LevelRatios, level_ratios
@@ -8,11 +9,14 @@ from augfpn.analysis.semantic_gap import SemanticGap, semantic_gaps
 from augfpn.analysis.significance import Difference, differences_to_baselines, intervals, paired_difference
 
 __all__ = [
+    "Alteration",
     "Cost",
     "Difference",
     "LevelRatios",
     "Runtime",
     "SemanticGap",
+    "altered",
+    "applicable",
     "comparison",
     "cost",
     "cost_of_experiment",
