@@ -8,6 +8,7 @@
     model.safetensors   the trained weights
     metrics.json        COCO's figures of the evaluation, and how long training and evaluation took
     detections.json     the detections, in COCO's result format
+    image_losses.json   the loss of each validation image, where somebody asked for it
 
 Every file is written whole or not at all, except ``metrics.jsonl``, which grows by a line at a time.
 """
