@@ -404,7 +404,9 @@ def viewer(
         typer.Option(help="Write a page that needs neither this command nor a network, and end."),
     ] = None,
     images: Annotated[int, typer.Option(min=1, help="How many images such a page holds.")] = 50,
-    losses: Annotated[bool, typer.Option(help="Compute each image's loss first, to sort by; kept with the run.")] = False,
+    losses: Annotated[
+        bool, typer.Option(help="Compute each image's loss first, to sort by; kept with the run.")
+    ] = False,
     port: Annotated[int, typer.Option(help="Of the address; by default a free one.")] = 0,
     browser: Annotated[bool, typer.Option(help="Open the browser.")] = True,
     device: Device = None,

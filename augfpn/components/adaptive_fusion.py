@@ -81,10 +81,15 @@ class AdaptiveChannelFusion(nn.Module):
 
     def forward(self, features: Tensor) -> Fusion:
         """Fuses ``features (N, L, C, H, W)``; the weights are the means over the channels, the same at every place."""
-        squeezed = features.mean(dim=(3, 4)).flatten(1)
-        of_channels = self.weigh(self.reduce(squeezed).relu()).sigmoid().view(features.shape[:3])
+        of_channels = self.channel_weights(features)
         weights = of_channels.mean(dim=2)[:, :, None, None].expand(-1, -1, *features.shape[3:])
         return Fusion((of_channels[..., None, None] * features).sum(dim=1), weights)
+
+    def channel_weights(self, features: Tensor) -> Tensor:
+        """The weight ``(N, L, C)`` of every channel of ``features (N, L, C, H, W)``."""
+        squeezed = features.mean(dim=(3, 4)).flatten(1)
+        of_channels: Tensor = self.weigh(self.reduce(squeezed).relu()).sigmoid()
+        return of_channels.view(features.shape[:3])
 
 
 class SumFusion(nn.Module):

@@ -76,26 +76,19 @@ def coco_results(
 ) -> list[dict[str, Any]]:
     """The detections of an image in COCO's result format, in the data set's own category ids.
 
-    Each has, beside COCO's fields, its ``roi``: the RoI, anchor or cell that it was refined from, as a box like
-    ``bbox``. Where they have ``masks``, ``(D, 1, H, W)`` probabilities in the image, each has its ``segmentation``.
+    Where they have ``rois``, each result has, beside COCO's fields, its ``roi``, a box like ``bbox``. Where they have
+    ``masks``, ``(D, 1, H, W)`` probabilities in the image, each has its ``segmentation``.
     """
     columns = zip(
-        _as_coco(detections["boxes"]),
-        _as_coco(detections["rois"]),
-        detections["labels"].tolist(),
-        detections["scores"].tolist(),
-        strict=True,
+        _as_coco(detections["boxes"]), detections["labels"].tolist(), detections["scores"].tolist(), strict=True
     )
     results: list[dict[str, Any]] = [
-        {
-            "image_id": image_id,
-            "category_id": categories[label - 1].id,
-            "bbox": box,
-            "score": round(score, 5),
-            "roi": roi,
-        }
-        for box, roi, label, score in columns
+        {"image_id": image_id, "category_id": categories[label - 1].id, "bbox": box, "score": round(score, 5)}
+        for box, label, score in columns
     ]
+    if "rois" in detections:
+        for result, roi in zip(results, _as_coco(detections["rois"]), strict=True):
+            result["roi"] = roi
     if "masks" in detections:
         for result, segmentation in zip(results, encode(detections["masks"]), strict=True):
             result["segmentation"] = segmentation

@@ -97,6 +97,34 @@ class ImageOutcomes:
     found: Found
 
 
+# What an overview has of objects and of detections.
+OF_OBJECTS, OF_FOUND = ("labels", "crowd", "found_by"), ("labels", "scores", "outcomes")
+
+
+@dataclass(frozen=True)
+class Overview:
+    """All I images, N objects and M detections; those of image i from ``starts[i]`` to ``starts[i + 1]``.
+
+    ``object_starts``, ``found_starts``: ``(I + 1)``. ``objects``: ``labels``, ``crowd`` and ``found_by (N)`` as in
+    `Objects`; ``found``: ``labels``, ``scores`` and ``outcomes (M)`` as in `Found`.
+    """
+
+    object_starts: Array
+    objects: dict[str, Array]
+    found_starts: Array
+    found: dict[str, Array]
+
+    @staticmethod
+    def of(images: Sequence[ImageOutcomes]) -> Overview:
+        objects, found = [image.objects for image in images], [image.found for image in images]
+        return Overview(
+            np.cumsum([0, *(len(of_image.boxes) for of_image in objects)]),
+            {name: np.concatenate([getattr(of_image, name) for of_image in objects]) for name in OF_OBJECTS},
+            np.cumsum([0, *(len(of_image.boxes) for of_image in found)]),
+            {name: np.concatenate([getattr(of_image, name) for of_image in found]) for name in OF_FOUND},
+        )
+
+
 def outcomes_of(truth: Mapping[str, Any], results: Sequence[Mapping[str, Any]]) -> Iterator[ImageOutcomes]:
     """The outcomes of every image of ``truth``, in its order.
 

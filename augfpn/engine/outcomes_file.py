@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -22,7 +21,7 @@ from safetensors.numpy import save_file
 from augfpn.data.coco_format import find_split
 from augfpn.data.loading import open_dataset
 from augfpn.data.segmentations import Rle
-from augfpn.engine.outcomes import Array, Found, ImageOutcomes, Objects, outcomes_of
+from augfpn.engine.outcomes import OF_FOUND, OF_OBJECTS, Array, Found, ImageOutcomes, Objects, Overview, outcomes_of
 from augfpn.engine.runs import Run
 from augfpn.files import written_whole
 
@@ -30,20 +29,6 @@ from augfpn.files import written_whole
 _FORM = "1"
 _OF_OBJECTS = ("boxes", "labels", "crowd", "found_by")
 _OF_FOUND = ("boxes", "labels", "scores", "outcomes", "of_object", "ious", "rois")
-
-
-@dataclass(frozen=True)
-class Overview:
-    """All I images, N objects and M detections; those of image i from ``starts[i]`` to ``starts[i + 1]``.
-
-    ``object_starts``, ``found_starts``: ``(I + 1)``. ``objects``: ``labels``, ``crowd`` and ``found_by`` as in
-    `Objects`; ``found``: ``labels``, ``scores`` and ``outcomes`` as in `Found`.
-    """
-
-    object_starts: Array
-    objects: dict[str, Array]
-    found_starts: Array
-    found: dict[str, Array]
 
 
 class Outcomes:
@@ -80,15 +65,10 @@ class Outcomes:
         return ImageOutcomes(Objects(**of_objects), Found(**of_found))
 
     def overview(self) -> Overview:
-        of_objects, of_found = (
-            {name: self._file.get_tensor(f"{kind}.{name}") for name in names}
-            for kind, names in (
-                ("objects", ("labels", "crowd", "found_by")),
-                ("found", ("labels", "scores", "outcomes")),
-            )
-        )
         starts = {kind: np.array(values) for kind, values in self._starts.items()}
-        return Overview(starts["objects"], of_objects, starts["found"], of_found)
+        objects = {name: self._file.get_tensor(f"objects.{name}") for name in OF_OBJECTS}
+        found = {name: self._file.get_tensor(f"found.{name}") for name in OF_FOUND}
+        return Overview(starts["objects"], objects, starts["found"], found)
 
     def _columns(self, kind: str, position: int) -> dict[str, Any]:
         start, end = self._starts[kind][position : position + 2]
@@ -98,8 +78,12 @@ class Outcomes:
         return {**columns, "masks": self._masks(kind, position, start, end) if self.has_masks else None}
 
     def _slice(self, name: str, start: int, end: int) -> Array:
-        values: Array = self._file.get_slice(name)[start:end]
-        return values
+        column = self._file.get_slice(name)
+        if start < end:
+            values: Array = column[start:end]
+            return values
+        # The library knows no empty slices.
+        return column[0:1][:0] if column.get_shape()[0] else self._file.get_tensor(name)
 
     def _masks(self, kind: str, position: int, start: int, end: int) -> list[Rle]:
         ends = self._slice(f"{kind}.mask_starts", start, end + 1).tolist()

@@ -9,6 +9,7 @@
     metrics.json        COCO's figures of the evaluation, and how long training and evaluation took
     detections.json     the detections, in COCO's result format, each with the RoI that it was refined from
     outcomes.safetensors  what became of each of them, made from the detections and the data
+    image_losses.json   the loss of each validation image, where somebody asked for it
 
 Every file is written whole or not at all, except ``metrics.jsonl``, which grows by a line at a time.
 """

@@ -252,4 +252,4 @@ def test_a_run_with_masks_has_the_twelve_figures_of_masks_too(tmp_path, monkeypa
     assert (set(MASK_FIGURES) & run.metrics.keys()) == (set(MASK_FIGURES) if with_masks else set())
     if with_masks:
         assert metrics["mask_AP50"] > 0.9
-    assert {"image_id", "category_id", "bbox", "score", "segmentation"} == run.detections[0].keys()
+    assert {"image_id", "category_id", "bbox", "score", "roi", "segmentation"} == run.detections[0].keys()

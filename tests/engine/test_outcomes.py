@@ -147,7 +147,9 @@ def test_a_threshold_takes_detections_away_and_changes_nothing_else(crowded):
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-    run = train(plan("table1/mask_rcnn_r50_augfpn_1x", "smoke"), tmp_path_factory.mktemp("outcomes") / "run", device=CPU)
+    run = train(
+        plan("table1/mask_rcnn_r50_augfpn_1x", "smoke"), tmp_path_factory.mktemp("outcomes") / "run", device=CPU
+    )
     evaluate(run, CPU)
     return run
 
@@ -163,7 +165,10 @@ def test_the_evaluation_leaves_a_file_that_gives_each_image_as_it_was(run):
     assert outcomes.sizes == [(data.size, data.size)] * data.num_val
     assert sum(len(image.found.boxes) for image in expected) > 0
     for position, image in enumerate(expected):
-        for part, same in ((image.objects, outcomes.image(position).objects), (image.found, outcomes.image(position).found)):
+        for part, same in (
+            (image.objects, outcomes.image(position).objects),
+            (image.found, outcomes.image(position).found),
+        ):
             assert vars(part).keys() == vars(same).keys()
             for name, value in vars(part).items():
                 if name == "masks":
@@ -203,11 +208,12 @@ def test_the_file_is_made_again_where_it_is_missing_broken_or_of_other_detection
         elif what == "broken":
             path.write_bytes(original[: len(original) // 2])
         else:
-            write_json(copy.path / "detections.json", [{k: v for k, v in one.items() if k != "roi"} for one in kept[:5]])
+            write_json(
+                copy.path / "detections.json", [{k: v for k, v in one.items() if k != "roi"} for one in kept[:5]]
+            )
         outcomes = Outcomes(copy)
         assert outcomes.has_rois == (what != "older")
         assert len(outcomes.overview().found["scores"]) == (5 if what == "older" else len(kept))
     finally:
         write_json(copy.path / "detections.json", kept)
         copy.path.rename(run.path)
-

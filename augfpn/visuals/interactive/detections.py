@@ -6,26 +6,22 @@ the ASF explorer shows what it was made of (`augfpn.visuals.interactive.fusion`)
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
-from functools import cached_property
 from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image as PILImage
 
-from augfpn.analysis.image_losses import kept_image_losses
-from augfpn.analysis.level_ratios import level_ratios_of_run
-from augfpn.detectors.detector import Detector
-from augfpn.engine.outcomes import SCORES_IN_ONE, Array, ImageOutcomes
-from augfpn.engine.outcomes_file import Outcomes, Overview
+from augfpn.engine.outcomes import SCORES_IN_ONE, Array, ImageOutcomes, Overview
 from augfpn.engine.runs import Run
 from augfpn.engine.train import default_device
 from augfpn.errors import UserError
 from augfpn.visuals.drawing import LEAST_SCORE, draw_detections
 from augfpn.visuals.interactive.fusion import fusion_answer, has_contexts
 from augfpn.visuals.interactive.pictures import Pictures, ShownImage
+from augfpn.visuals.interactive.sides import EvaluatedRun, Side
 from augfpn.visuals.interactive.view import Answer, Request, View, encoded
 from augfpn.visuals.plots import name_of
 
@@ -35,78 +31,52 @@ NEVER = 255
 RATIO_IMAGES = 50
 
 
-@dataclass(frozen=True)
-class Side:
-    """A run as the viewer shows it, alone or beside another one."""
-
-    run: Run
-    device: torch.device
-    outcomes: Outcomes = field(init=False)
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "outcomes", Outcomes(self.run))
-
-    @cached_property
-    def model(self) -> Detector:
-        """Loaded when the first detection is clicked."""
-        return self.run.load_model(self.device)
-
-    def image(self, position: int) -> ImageOutcomes:
-        return self.outcomes.image(position)
-
-    def fusion(self, image: ShownImage, position: int) -> Answer:
-        return fusion_answer(self.model, self.run.config, image, self.image(position).found.rois, self.device)
-
-    def ratios(self, num_images: int) -> Answer:
-        num = min(num_images, len(self.outcomes))
-        ratios = level_ratios_of_run(self.run, self.device, num_images=num, model=self.model)
-        return {**ratios.to_dict(), "num_images": num}
-
-
-class DetectionViewer(View):
-    """Images with what became of each detection and object; click a detection to see what it was made of.
+class DetectionView(View):
+    """Images with what became of each detection and object, of one side or of two.
 
     Args:
-        runs: an evaluated run, or two of the same data to be compared.
-        device: for what is computed when a detection is clicked; by default a GPU where there is one.
+        sides: on the same images.
+        pictures: the images, by their positions.
+        image_names: their names.
+        class_names: those of the labels 1…K.
         threshold: the score from which detections are shown at first, 0-1.
         ratio_images: how many validation images the averages of Figure 4 are taken over.
-
-    Raises:
-        UserError: if the runs are not evaluated, or not on the same images and classes.
     """
 
     def __init__(
         self,
-        *runs: Run,
-        device: torch.device | None = None,
-        threshold: float = LEAST_SCORE,
+        sides: Sequence[Side],
+        pictures: Pictures | Sequence[ShownImage],
+        image_names: Sequence[str],
+        class_names: Sequence[str],
+        threshold: float,
         ratio_images: int = RATIO_IMAGES,
     ) -> None:
-        if len(runs) not in (1, 2):
-            raise UserError(f"The viewer shows one run, or two side by side, not {len(runs)}.")
-        self.runs = runs
+        self.sides = sides
+        self.pictures = pictures
+        self.image_names = image_names
+        self.class_names = class_names
         self.threshold = threshold
         self.ratio_images = ratio_images
-        self.sides = [Side(run, device or default_device()) for run in runs]
-        self.outcomes = self.sides[0].outcomes
-        _check_same_images(self.sides)
-        self.pictures = Pictures(runs[0].config.data, self.outcomes)
-        self.class_names = [category.name for category in runs[0].categories]
         self._ratios: dict[int, Answer] = {}
 
     def __repr__(self) -> str:
-        return f"DetectionViewer of {' and '.join(self._names)}: {len(self.outcomes)} images"
+        return f"{type(self).__name__} of {self._names}: {len(self.image_names)} images"
+
+    @property
+    def _names(self) -> str:
+        return " and ".join(side.name for side in self.sides)
 
     def answer(self, request: Request) -> Answer:
         match request["what"]:
             case "header":
-                return self._header(len(self.outcomes))
+                return self._header(len(self.image_names))
             case "image":
                 return self._image(request["image"])
             case "fusion":
                 position = request["image"]
-                return self.sides[request["run"]].fusion(self.pictures[position], position)
+                side, image = self.sides[request["run"]], self.pictures[position]
+                return fusion_answer(side.model, side.run.config, image, side.image(position).found.rois, side.device)
             case "ratios":
                 return self._ratios_of(request["run"])
         raise UserError(f"The detection viewer does not know {request['what']!r}.")
@@ -122,7 +92,7 @@ class DetectionViewer(View):
 
     def picture(self) -> PILImage.Image:
         """The first image with objects, with the detections of the first run."""
-        starts = self.outcomes.overview().object_starts
+        starts = self.sides[0].overview().object_starts
         position = int(np.argmax(np.diff(starts) > 0))
         found = self.sides[0].image(position).found
         detections = {
@@ -133,38 +103,26 @@ class DetectionViewer(View):
         return draw_detections(self.pictures[position].pixels, detections, self.class_names, self.threshold)
 
     def _held(self, num_images: int) -> range:
-        return range(min(num_images, len(self.outcomes)))
-
-    @property
-    def _names(self) -> list[str]:
-        names = [name_of(run) for run in self.runs]
-        return (
-            names
-            if len(set(names)) == len(names)
-            else [f"{name} ({run.path})" for name, run in zip(names, self.runs, strict=True)]
-        )
+        return range(min(num_images, len(self.image_names)))
 
     def _header(self, num: int) -> Answer:
-        overviews = [side.outcomes.overview() for side in self.sides]
+        overviews = [side.overview() for side in self.sides]
         objects, stop = overviews[0].objects, int(overviews[0].object_starts[num])
         return {
             "view": "detections",
-            "title": f"Detections of {' and '.join(self._names)}",
-            "classes": self.class_names,
+            "title": f"Detections of {self._names}",
+            "classes": list(self.class_names),
             "threshold": round(100 * self.threshold),
-            "masks": any(side.outcomes.has_masks for side in self.sides),
-            "runs": [
-                {"name": name, "contexts": has_contexts(side.run.config)}
-                for name, side in zip(self._names, self.sides, strict=True)
-            ],
-            "images": {"names": self.outcomes.names[:num], "total": len(self.outcomes)},
+            "masks": any(side.has_masks for side in self.sides),
+            "runs": [{"name": side.name, "contexts": has_contexts(side.run.config)} for side in self.sides],
+            "images": {"names": list(self.image_names[:num]), "total": len(self.image_names)},
             "objects": {
                 "starts": encoded(overviews[0].object_starts[: num + 1], "int32"),
                 "labels": encoded(objects["labels"][:stop], "uint16"),
                 "crowd": encoded(objects["crowd"][:stop], "uint8"),
             },
             "found": [
-                {**_columns(overview, num), "losses": _losses(side.run, num)}
+                {**_columns(overview, num), "losses": _losses(side, num)}
                 for overview, side in zip(overviews, self.sides, strict=True)
             ],
         }
@@ -180,8 +138,39 @@ class DetectionViewer(View):
 
     def _ratios_of(self, run: int) -> Answer:
         if run not in self._ratios:
-            self._ratios[run] = self.sides[run].ratios(self.ratio_images)
+            self._ratios[run] = {**self.sides[run].ratios(self.ratio_images).to_dict(), "num_images": self.ratio_images}
         return self._ratios[run]
+
+
+class DetectionViewer(DetectionView):
+    """The images of an evaluated run; click a detection to see what it was made of.
+
+    Args:
+        runs: an evaluated run, or two of the same data, side by side.
+        device: for what is computed when a detection is clicked; by default a GPU where there is one.
+        threshold, ratio_images: see `DetectionView`.
+
+    Raises:
+        UserError: if the runs are not evaluated, or not on the same images and classes.
+    """
+
+    def __init__(
+        self,
+        *runs: Run,
+        device: torch.device | None = None,
+        threshold: float = LEAST_SCORE,
+        ratio_images: int = RATIO_IMAGES,
+    ) -> None:
+        if len(runs) not in (1, 2):
+            raise UserError(f"The viewer shows one run, or two side by side, not {len(runs)}.")
+        device = device or default_device()
+        sides = [EvaluatedRun(run, name, device) for run, name in zip(runs, _names_of(runs), strict=True)]
+        _check_same_images(sides[0], sides[-1])
+        outcomes = sides[0].outcomes
+        class_names = [category.name for category in runs[0].categories]
+        pictures = Pictures(runs[0].config.data, outcomes)
+        num = min(ratio_images, len(outcomes))
+        super().__init__(sides, pictures, outcomes.names, class_names, threshold, num)
 
 
 def objects_of(image: ImageOutcomes) -> list[dict[str, Any]]:
@@ -228,9 +217,10 @@ def _columns(overview: Overview, num: int) -> dict[str, str]:
     }
 
 
-def _losses(run: Run, num: int) -> list[float] | None:
-    losses = kept_image_losses(run)
-    return None if losses is None else [round(loss, 5) for loss in losses[:num]]
+def _losses(side: Side, num: int) -> list[float | None] | None:
+    losses = side.losses()
+    # JSON has no NaN.
+    return None if losses is None else [None if math.isnan(loss) else round(loss, 5) for loss in losses[:num]]
 
 
 def _boxes(boxes: Array) -> list[list[float]]:
@@ -238,14 +228,16 @@ def _boxes(boxes: Array) -> list[list[float]]:
     return rounded
 
 
-def _check_same_images(sides: Sequence[Side]) -> None:
-    first, *others = sides
-    for other in others:
-        if other.run.categories != first.run.categories:
-            raise UserError(
-                f"{first.run.path} and {other.run.path} have different classes; compare runs of one data set."
-            )
-        if (other.outcomes.ids, other.outcomes.sizes) != (first.outcomes.ids, first.outcomes.sizes):
-            raise UserError(f"{first.run.path} and {other.run.path} were evaluated on different images.")
-        if other.run.config.data.synthetic != first.run.config.data.synthetic:
-            raise UserError(f"{first.run.path} and {other.run.path} were evaluated on different synthetic images.")
+def _names_of(runs: Sequence[Run]) -> list[str]:
+    """Their rows of the paper's tables; with their folders, if that is the same."""
+    names = [name_of(run) for run in runs]
+    return names if len(set(names)) == len(names) else [f"{name_of(run)} ({run.path})" for run in runs]
+
+
+def _check_same_images(first: EvaluatedRun, other: EvaluatedRun) -> None:
+    paths = f"{first.run.path} and {other.run.path}"
+    if other.run.categories != first.run.categories:
+        raise UserError(f"{paths} have different classes; compare runs of one data set.")
+    same_files = (other.outcomes.ids, other.outcomes.sizes) == (first.outcomes.ids, first.outcomes.sizes)
+    if not same_files or other.run.config.data.synthetic != first.run.config.data.synthetic:
+        raise UserError(f"{paths} were evaluated on different images; compare runs of one data set.")

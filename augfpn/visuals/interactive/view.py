@@ -35,6 +35,9 @@ if TYPE_CHECKING:
 Request = dict[str, Any]
 Answer = dict[str, Any]
 
+# Images that a notebook keeps of a view.
+KEPT_IMAGES = 8
+
 _TEMPLATES = jinja2.Environment(
     loader=jinja2.PackageLoader(__name__.rpartition(".")[0]), autoescape=True, trim_blocks=True, lstrip_blocks=True
 )
@@ -92,17 +95,17 @@ class View(ABC):
             ) from error
         return ViewWidget(self)
 
+    def kept_forms(self) -> dict[str, str]:
+        """What a notebook keeps of the view for those without a kernel, by its kind: a page, a picture, a text."""
+        picture = base64.b64encode(_jpeg(self.picture())).decode()
+        return {"text/html": self.to_fragment(KEPT_IMAGES), "image/jpeg": picture, "text/plain": repr(self)}
+
     def _repr_mimebundle_(self, **_: Any) -> dict[str, Any]:
         try:
-            live = self.widget()._repr_mimebundle_() or ({}, {})
+            live = self.widget()._repr_mimebundle_()
         except UserError:
-            live = ({}, {})
-        return {
-            **live[0],
-            "text/html": self.to_fragment(SAVED_IMAGES),
-            "image/jpeg": base64.b64encode(_jpeg(self.picture())).decode(),
-            "text/plain": repr(self),
-        }
+            return self.kept_forms()
+        return {**(live[0] if live else {}), **self.kept_forms()}
 
     def _page(self, element: str, asks: str) -> str:
         title = self.answer({"what": "header"})["title"]
@@ -117,10 +120,6 @@ class View(ABC):
     def _fallback(self) -> str:
         picture = self.picture()
         return f'<img src="{jpeg_url(picture)}" width="{picture.width}" alt="{html.escape(repr(self))}">'
-
-
-# Images that a notebook keeps of a view.
-SAVED_IMAGES = 8
 
 
 def _element(source: str, fallback: str = "") -> str:

@@ -111,7 +111,7 @@ class DetectionViewer {
     const show = Object.keys(this.state.shown).filter((what) => what !== "masks" || header.masks).map((what) =>
       checkbox(what === "truth" ? "ground truth" : what, true, (on) => { this.state.shown[what] = on; this.draw(); }, { name: what }));
     this.legend = element("tbody");
-    const heads = this.names.flatMap(() => [element("th", { scope: "col" }, "here"), element("th", { scope: "col" }, "in all")]);
+    const heads = this.names.flatMap(() => [element("th", { scope: "col" }, "here"), element("th", { scope: "col" }, `in all ${this.counts.num}`)]);
     const owners = several ? element("tr", {}, element("td"), ...this.names.map((name) => element("th", { scope: "colgroup", colspan: 2 }, name))) : null;
     this.readout = element("p", { class: "readout", "aria-live": "polite" });
     this.table = element("tbody");
@@ -205,7 +205,7 @@ class DetectionViewer {
     // By another order one wants to see what comes first in it.
     const stays = this.ranked === order ? this.order.indexOf(current) : -1;
     this.ranked = order;
-    this.go(stays < 0 ? 0 : stays);
+    return this.go(stays < 0 ? 0 : stays);
   }
 
   step(by) {
@@ -438,11 +438,14 @@ class DetectionViewer {
 
   // What it shows has changed, as by the controls of a notebook.
   async reload() {
+    const { selected } = this.state;
     this.source.forget();
     this.header = await this.source.request({ what: "header" });
     this.counts = new Counts(this.header);
     this.at = undefined;
-    this.rank();
+    await this.rank();
+    // The first side is as it was.
+    if (selected?.run === 0) this.select(selected);
   }
 }
 
