@@ -153,6 +153,28 @@ class RunParameters:
         _at_least_one(self, "images")
 
 
+@dataclass(frozen=True, kw_only=True)
+class ViewerParameters:
+    """Parameters of ``detection_viewer.ipynb``.
+
+    ``run`` and ``other``: evaluated runs of the same data (None: only the first). ``threshold``: the score from which
+    detections count. ``losses``: compute each image's loss, to sort by, where it is not kept with the run already.
+    ``live_images``: how many images are detected again when a control is turned.
+    """
+
+    run: str
+    other: str | None = None
+    threshold: float = 0.3
+    losses: bool = False
+    live_images: int = 6
+    result: str | None = None
+
+    def __post_init__(self) -> None:
+        _at_least_one(self, "live_images")
+        if not 0 <= self.threshold <= 1:
+            raise UserError(f"The parameter 'threshold' must be 0 to 1, not {self.threshold}.")
+
+
 def _check_table(table: str | None) -> None:
     if table is not None and table not in TABLES:
         raise UserError(unknown("table", table, TABLES))

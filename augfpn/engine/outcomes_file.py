@@ -79,11 +79,13 @@ class Outcomes:
 
     def _slice(self, name: str, start: int, end: int) -> Array:
         column = self._file.get_slice(name)
+        values: Array
         if start < end:
-            values: Array = column[start:end]
-            return values
-        # The library knows no empty slices.
-        return column[0:1][:0] if column.get_shape()[0] else self._file.get_tensor(name)
+            values = column[start:end]
+        else:
+            # The library knows no empty slices.
+            values = column[0:1][:0] if column.get_shape()[0] else self._file.get_tensor(name)
+        return values
 
     def _masks(self, kind: str, position: int, start: int, end: int) -> list[Rle]:
         ends = self._slice(f"{kind}.mask_starts", start, end + 1).tolist()

@@ -164,7 +164,7 @@ class DetectionViewer(DetectionView):
         if len(runs) not in (1, 2):
             raise UserError(f"The viewer shows one run, or two side by side, not {len(runs)}.")
         device = device or default_device()
-        sides = [EvaluatedRun(run, name, device) for run, name in zip(runs, _names_of(runs), strict=True)]
+        sides = [EvaluatedRun(run, name, device) for run, name in zip(runs, names_of(runs), strict=True)]
         _check_same_images(sides[0], sides[-1])
         outcomes = sides[0].outcomes
         class_names = [category.name for category in runs[0].categories]
@@ -228,7 +228,7 @@ def _boxes(boxes: Array) -> list[list[float]]:
     return rounded
 
 
-def _names_of(runs: Sequence[Run]) -> list[str]:
+def names_of(runs: Sequence[Run]) -> list[str]:
     """Their rows of the paper's tables; with their folders, if that is the same."""
     names = [name_of(run) for run in runs]
     return names if len(set(names)) == len(names) else [f"{name_of(run)} ({run.path})" for run in runs]
