@@ -26,8 +26,7 @@ from augfpn.errors import UserError
 from augfpn.visuals.drawing import LEAST_SCORE, draw_detections
 from augfpn.visuals.interactive.fusion import fusion_answer, has_contexts
 from augfpn.visuals.interactive.pictures import Pictures, ShownImage
-from augfpn.visuals.interactive.view import Answer, Request, View, encoded
-from augfpn.visuals.plots import name_of
+from augfpn.visuals.interactive.view import Answer, Request, View, encoded, names_of
 
 # Of objects that no detection was matched with; others have the percents of their detection's score.
 NEVER = 255
@@ -137,12 +136,7 @@ class DetectionViewer(View):
 
     @property
     def _names(self) -> list[str]:
-        names = [name_of(run) for run in self.runs]
-        return (
-            names
-            if len(set(names)) == len(names)
-            else [f"{name} ({run.path})" for name, run in zip(names, self.runs, strict=True)]
-        )
+        return names_of(self.runs)
 
     def _header(self, num: int) -> Answer:
         overviews = [side.outcomes.overview() for side in self.sides]
