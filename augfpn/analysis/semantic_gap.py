@@ -77,6 +77,11 @@ class MeasuredGap:
     step: int | None
     gap: SemanticGap
 
+    @property
+    def num_steps(self) -> int:
+        """``step``, at the end of training as well."""
+        return int(self.run.history()[-1]["step"]) if self.step is None else self.step
+
 
 HEADING = (
     f"{'':44}{'step':>7}  {'classifier':14}{'CKA':>7}{'cosine':>8}{'disagree':>10}{'right':>7}  right in each level"
@@ -109,7 +114,7 @@ def gap_table(measured: Iterable[MeasuredGap]) -> pd.DataFrame:
             {
                 "method": find_experiment(config.experiment).title,
                 "seed": config.seed,
-                "step": int(one.run.history()[-1]["step"]) if one.step is None else one.step,
+                "step": one.num_steps,
                 "end": one.step is None,
                 "classifier": one.gap.classifier,
                 **{name: means[measure] for measure, name in MEASURES.items()},

@@ -1,8 +1,9 @@
 """Data sets in COCO's format: any categories, any ids, images without objects, crowds, odd image files.
 
-Everything is checked when the data set is opened, before any training. What cannot be used is an error that names the
-file or the field; a box without area, or outside its image, is reported and dropped, or refused with ``strict``. So is
-an object whose mask cannot be used, where masks are asked for.
+Everything is checked when the data set is opened, before any training; only who looks at a few images may leave their
+files for later. What cannot be used is an error that names the file or the field; a box without area, or outside its
+image, is reported and dropped, or refused with ``strict``. So is an object whose mask cannot be used, where masks are
+asked for.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ class CocoDataset:
         strict: refuse faulty objects.
         masks: samples carry instance masks.
         annotated: False for a file that only names images and categories; there are no objects then.
+        check_images: False to find out what is wrong with an image file when it is read.
 
     Attributes:
         categories: in the order of their ids, whatever the ids are; a category's position plus 1 is its label.
@@ -36,10 +38,17 @@ class CocoDataset:
     """
 
     def __init__(
-        self, folder: Path, annotations: Path, strict: bool = False, masks: bool = False, annotated: bool = True
+        self,
+        folder: Path,
+        annotations: Path,
+        strict: bool = False,
+        masks: bool = False,
+        annotated: bool = True,
+        check_images: bool = True,
     ) -> None:
         content = read_annotations(annotations, masks, annotated)
-        refuse_any(annotations, _image_problems(folder, content.images))
+        if check_images:
+            refuse_any(annotations, _image_problems(folder, content.images))
         if strict:
             refuse_any(annotations, content.problems)
         self.folder = folder
@@ -67,9 +76,15 @@ class CocoDataset:
         self._mask_starts = np.cumsum([0] + [len(counts) for counts in packed])
 
     @classmethod
-    def open(cls, root: Path, split: str, strict: bool = False, masks: bool = False) -> CocoDataset:
+    def open(
+        cls, root: Path, split: str, strict: bool = False, masks: bool = False, check_images: bool = True
+    ) -> CocoDataset:
         """The split ``train``, ``val`` or ``test`` of a folder in COCO's layout."""
-        return cls(*find_split(root, split), strict, masks)
+        return cls(*find_split(root, split), strict, masks, check_images=check_images)
+
+    @property
+    def file_names(self) -> list[str]:
+        return [image.file_name for image in self._images]
 
     def __len__(self) -> int:
         return len(self._images)

@@ -48,11 +48,15 @@ class Sample:
 class DetectionDataset(Protocol):
     """A list of samples, with categories of the data set's own ids, and the whole truth for the evaluation.
 
-    ``problems``: what was wrong with the data and put right when it was opened.
+    ``problems``: what was wrong with the data and put right when it was opened. ``file_names``: of the images, in their
+    order; of images without a file, what they would be called.
     """
 
     categories: tuple[Category, ...]
     problems: list[DataProblem]
+
+    @property
+    def file_names(self) -> list[str]: ...
 
     def __len__(self) -> int: ...
 
@@ -73,6 +77,11 @@ class SelectedImages:
         self.positions = positions
         self.categories = dataset.categories
         self.problems = dataset.problems
+
+    @property
+    def file_names(self) -> list[str]:
+        names = self.dataset.file_names
+        return [names[position] for position in self.positions]
 
     def __len__(self) -> int:
         return len(self.positions)

@@ -44,11 +44,15 @@ class Batch:
         return replace(self, images=self.images.to(device), targets=self.targets.to(device))
 
 
-def open_dataset(config: DataConfig, split: str) -> DetectionDataset:
-    """The data set of a run: ``split`` is train or val. With ``overfit`` both are the same few training images."""
+def open_dataset(config: DataConfig, split: str, *, check_images: bool = True) -> DetectionDataset:
+    """The data set of a run: ``split`` is train or val. With ``overfit`` both are the same few training images.
+
+    Without ``check_images`` it opens at once, however many image files there are; a faulty one is an error when it is
+    read.
+    """
     if config.overfit is not None:
-        return SelectedImages(_open(config, "train"), range(config.overfit))
-    return _open(config, split)
+        return SelectedImages(_open(config, "train", check_images), range(config.overfit))
+    return _open(config, split, check_images)
 
 
 def open_datasets(config: DataConfig) -> tuple[DetectionDataset, DetectionDataset]:
@@ -60,9 +64,9 @@ def open_datasets(config: DataConfig) -> tuple[DetectionDataset, DetectionDatase
     return train, val
 
 
-def _open(config: DataConfig, split: str) -> DetectionDataset:
+def _open(config: DataConfig, split: str, check_images: bool) -> DetectionDataset:
     if config.root is not None:
-        return CocoDataset.open(Path(config.root), split, config.strict, config.masks)
+        return CocoDataset.open(Path(config.root), split, config.strict, config.masks, check_images)
     synthetic = config.synthetic
     if synthetic is None:
         raise UserError("This run names no data: neither a folder nor the synthetic set.")

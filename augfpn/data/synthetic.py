@@ -121,6 +121,10 @@ class SyntheticDataset:
         self.masks = masks
         self._cache: dict[int, _Drawn] = {}
 
+    @property
+    def file_names(self) -> list[str]:
+        return [f"{id:012d}.png" for id in range(1, self.num_images + 1)]
+
     def __len__(self) -> int:
         return self.num_images
 
@@ -144,8 +148,8 @@ class SyntheticDataset:
         return {
             "info": {"description": f"AugFPN companion's synthetic set, seed {self.seed}, from {self.first}"},
             "images": [
-                {"id": index + 1, "file_name": f"{index + 1:012d}.png", "width": self.size, "height": self.size}
-                for index in range(len(self))
+                {"id": id, "file_name": name, "width": self.size, "height": self.size}
+                for id, name in enumerate(self.file_names, start=1)
             ],
             "annotations": annotations,
             "categories": [{"id": category.id, "name": category.name} for category in self.categories],

@@ -22,8 +22,7 @@ from augfpn.visuals.drawing import LEAST_SCORE, draw_detections
 from augfpn.visuals.interactive.fusion import fusion_answer, has_contexts
 from augfpn.visuals.interactive.pictures import Pictures, ShownImage
 from augfpn.visuals.interactive.sides import EvaluatedRun, Side
-from augfpn.visuals.interactive.view import Answer, Request, View, encoded
-from augfpn.visuals.plots import name_of
+from augfpn.visuals.interactive.view import Answer, Request, View, encoded, names_of
 
 # Of objects that no detection was matched with; others have the percents of their detection's score.
 NEVER = 255
@@ -226,12 +225,6 @@ def _losses(side: Side, num: int) -> list[float | None] | None:
 def _boxes(boxes: Array) -> list[list[float]]:
     rounded: list[list[float]] = np.round(boxes.astype(float), 2).tolist()
     return rounded
-
-
-def names_of(runs: Sequence[Run]) -> list[str]:
-    """Their rows of the paper's tables; with their folders, if that is the same."""
-    names = [name_of(run) for run in runs]
-    return names if len(set(names)) == len(names) else [f"{name_of(run)} ({run.path})" for run in runs]
 
 
 def _check_same_images(first: EvaluatedRun, other: EvaluatedRun) -> None:

@@ -16,7 +16,7 @@ import html
 import io
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from functools import cache
 from importlib import resources
 from typing import TYPE_CHECKING, Any
@@ -26,7 +26,9 @@ import numpy as np
 from PIL import Image as PILImage
 
 from augfpn.engine.outcomes import Array
+from augfpn.engine.runs import Run
 from augfpn.errors import UserError
+from augfpn.visuals.plots import name_of
 
 if TYPE_CHECKING:
     from augfpn.visuals.interactive.widget import ViewWidget
@@ -43,7 +45,18 @@ _TEMPLATES = jinja2.Environment(
 )
 
 # The files of the module, in their order: one plain ES module without imports, as notebooks need it.
-_FILES = ("elements", "stage", "source", "fusion", "detections", "start")
+_FILES = (
+    "elements",
+    "stage",
+    "source",
+    "navigation",
+    "fusion",
+    "detections",
+    "gap_matrices",
+    "gap_in_image",
+    "semantic_gap",
+    "start",
+)
 
 
 class View(ABC):
@@ -152,6 +165,19 @@ def encoded(values: Array | Iterable[float], kind: str) -> str:
 def rounded(weights: Array) -> str:
     """Values in 0-1 as bytes: they are seen as colours."""
     return encoded(np.rint(np.clip(weights, 0, 1) * 255), "uint8")
+
+
+def signed(values: Array) -> str:
+    """Values in −1 to 1 likewise, as signed bytes in units of 1/127: 0 stays 0."""
+    return encoded(np.rint(np.clip(values, -1, 1) * 127), "int8")
+
+
+def names_of(runs: Sequence[Run]) -> list[str]:
+    """What the runs are called beside one another; with their paths where several are called the same."""
+    names = [name_of(run) for run in runs]
+    if len(set(names)) == len(names):
+        return names
+    return [f"{name} ({run.path})" for name, run in zip(names, runs, strict=True)]
 
 
 def jpeg_url(picture: PILImage.Image) -> str:

@@ -101,9 +101,7 @@ class DetectionViewer {
   build() {
     const { header } = this;
     const several = this.names.length > 1;
-    this.status = element("output", { class: "place", "aria-live": "polite" });
-    this.goto = element("input", { type: "number", min: 1, class: "goto", "aria-label": "number of the image",
-      onchange: () => this.go(Number(this.goto.value) - 1) });
+    Object.assign(this, imageControls((place) => this.go(place), (by) => this.step(by))); // previous, goto, status, next
     this.slider = element("input", { type: "range", min: 0, max: 100, step: 1, value: this.state.threshold, class: "threshold",
       oninput: () => this.setThreshold(Number(this.slider.value)) });
     this.thresholdText = element("output", { class: "threshold-text" });
@@ -118,9 +116,7 @@ class DetectionViewer {
     this.fault = element("p", { class: "fault", role: "alert", hidden: true });
     this.root.append(
       element("div", { class: "bar" },
-        button("◀", () => this.step(-1), { class: "previous", "aria-label": "previous image", title: "previous image (←)" }),
-        this.goto, this.status,
-        button("▶", () => this.step(1), { class: "next", "aria-label": "next image", title: "next image (→)" }),
+        this.previous, this.goto, this.status, this.next,
         labelled("order", this.orders),
         labelled("score from", this.slider), this.thresholdText),
       element("div", { class: "bar" }, element("span", { class: "group", role: "group", "aria-label": "what to show" }, ...show),
@@ -420,20 +416,11 @@ class DetectionViewer {
   }
 
   key(event) {
-    const target = event.composedPath()[0];
-    const isControl = target.matches?.("input:not([type=checkbox]), select");
-    if (isControl || event.ctrlKey || event.metaKey || event.altKey) return;
-    const actions = {
+    pressed(event, {
       ArrowRight: () => this.step(1), ArrowLeft: () => this.step(-1), ArrowDown: () => this.selectNext(1), ArrowUp: () => this.selectNext(-1),
       "+": () => this.setThreshold(this.state.threshold + 5), "=": () => this.setThreshold(this.state.threshold + 5),
       "-": () => this.setThreshold(this.state.threshold - 5), 0: () => this.window.fit(), Escape: () => this.select(null),
-    };
-    const action = actions[event.key];
-    if (!action) return;
-    // Notebooks have shortcuts of their own.
-    event.preventDefault();
-    event.stopPropagation();
-    action();
+    });
   }
 
   // What it shows has changed, as by the controls of a notebook.

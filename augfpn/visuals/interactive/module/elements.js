@@ -45,7 +45,7 @@ function button(text, click, attributes = {}) {
 }
 
 // Numbers come as little-endian bytes in base64.
-const KINDS = { uint8: Uint8Array, uint16: Uint16Array, int32: Int32Array, float32: Float32Array };
+const KINDS = { int8: Int8Array, uint8: Uint8Array, uint16: Uint16Array, int32: Int32Array, float32: Float32Array };
 
 function numbers(encoded, kind) {
   const bytes = Uint8Array.from(atob(encoded), (character) => character.charCodeAt(0));
@@ -82,23 +82,36 @@ const CIVIDIS = [[0, 32, 76], [0, 46, 108], [65, 77, 107], [102, 104, 112], [124
   [199, 184, 106], [234, 217, 81], [255, 234, 70]];
 
 function cividis(value) {
-  const at = Math.min(Math.max(value, 0), 1) * (CIVIDIS.length - 1);
-  const lower = Math.min(Math.floor(at), CIVIDIS.length - 2);
-  return CIVIDIS[lower].map((from, band) => Math.round(from + (at - lower) * (CIVIDIS[lower + 1][band] - from)));
+  return between(CIVIDIS, value);
 }
 
-// A picture of values in 0-1, a pixel a cell, as a data URL.
-function heatmap(values, rows, columns) {
+// For values from −1 to 1, white in the middle: blue and orange, which colour-blind readers can tell apart.
+const DIVERGING = [[0, 60, 120], [0, 114, 178], [96, 170, 214], [184, 215, 235], [247, 247, 247], [252, 218, 181],
+  [240, 166, 96], [205, 97, 20], [122, 45, 0]];
+
+function diverging(value) {
+  return between(DIVERGING, (value + 1) / 2);
+}
+
+// The colour at a place, 0-1, along a scale.
+function between(colours, place) {
+  const at = Math.min(Math.max(place, 0), 1) * (colours.length - 1);
+  const lower = Math.min(Math.floor(at), colours.length - 2);
+  return colours[lower].map((from, band) => Math.round(from + (at - lower) * (colours[lower + 1][band] - from)));
+}
+
+// A picture of values, a pixel a cell, as a data URL; in 0-1 for cividis.
+function heatmap(values, rows, columns, colour = cividis) {
   const canvas = element("canvas", { width: columns, height: rows });
   const context = canvas.getContext("2d");
   const pixels = context.createImageData(columns, rows);
-  for (let cell = 0; cell < rows * columns; cell++) pixels.data.set([...cividis(values[cell]), 255], 4 * cell);
+  for (let cell = 0; cell < rows * columns; cell++) pixels.data.set([...colour(values[cell]), 255], 4 * cell);
   context.putImageData(pixels, 0, 0);
   return canvas.toDataURL();
 }
 
-function scale(low, high) {
-  const stops = CIVIDIS.map((colour) => `rgb(${colour})`).join(", ");
+function scale(low, high, colours = CIVIDIS) {
+  const stops = colours.map((colour) => `rgb(${colour})`).join(", ");
   return element("span", { class: "scale" }, low,
     element("span", { class: "ramp", role: "img", "aria-label": `colours from ${low} to ${high}`, style: `background: linear-gradient(to right, ${stops})` }), high);
 }

@@ -149,9 +149,9 @@ class Stage {
     this.addPicture(canvas.toDataURL(), [0, 0, this.width, this.height], { class: "masks" });
   }
 
-  // A map of values in 0-1 over a box of the image.
-  addMap(values, rows, columns, box, attributes = {}) {
-    this.addPicture(heatmap(values, rows, columns), box, { class: "map", ...attributes });
+  // A map of values over a box of the image; in 0-1 for cividis.
+  addMap(values, rows, columns, box, attributes = {}, colour = cividis) {
+    this.addPicture(heatmap(values, rows, columns, colour), box, { class: "map", ...attributes });
   }
 
   addPicture(source, [x1, y1, x2, y2], attributes) {

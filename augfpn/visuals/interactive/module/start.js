@@ -1,6 +1,6 @@
 // How a view begins, in a notebook (anywidget calls `render`) and in a page (which calls `start`).
 
-const VIEWS = { detections: DetectionViewer };
+const VIEWS = { detections: DetectionViewer, "semantic-gap": SemanticGapExplorer };
 
 // Keeps the view's styles and the page's apart.
 async function start(place, source) {
