@@ -1,7 +1,9 @@
 import json
 import re
+import signal
 import subprocess
 import sys
+import urllib.request
 from pathlib import Path
 
 import numpy as np
@@ -212,3 +214,30 @@ def test_compare_needs_a_run_of_the_baseline(run, tmp_path):
     done = augfpn("compare", run.parent)
     assert done.returncode != 0
     assert "no run" in done.stderr
+
+
+def test_viewer_writes_a_page_with_the_losses_to_sort_by(run, tmp_path):
+    done = augfpn("viewer", run, "--html", tmp_path / "made" / "page.html", "--images", "2", "--losses")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == str(tmp_path / "made" / "page.html")
+    page = (tmp_path / "made" / "page.html").read_text(encoding="utf-8")
+    assert page.startswith("<!doctype html>")
+    losses = json.loads((run / "image_losses.json").read_text())["losses"]
+    assert f'"losses": {json.dumps([round(loss, 5) for loss in losses[:2]])}' in page
+
+
+def test_viewer_serves_until_it_is_interrupted(run):
+    command = [sys.executable, "-m", "augfpn", "viewer", str(run), "--no-browser"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        link = process.stdout.readline().strip()
+        assert re.fullmatch(r"http://127\.0\.0\.1:[0-9]+/\?token=.{20,}", link)
+        assert b"Detections of CS + RFA + SRS" in urllib.request.urlopen(link).read()
+        process.send_signal(signal.SIGINT)
+        process.communicate(timeout=30)
+    assert process.returncode == 0
+
+
+def test_viewer_of_what_is_no_run_says_so(tmp_path):
+    done = augfpn("viewer", tmp_path)
+    assert done.returncode == 2
+    assert f"{tmp_path} is not a run" in done.stderr

@@ -23,6 +23,7 @@ from augfpn.parameters import (
     SemanticGapParameters,
     TableParameters,
     TourParameters,
+    ViewerParameters,
     read_parameters,
 )
 
@@ -30,6 +31,7 @@ NOTEBOOKS = Path(__file__).parent.parent / "notebooks"
 PARAMETERS = {
     "experiment": ExperimentParameters,
     "asf_weights": RunParameters,
+    "detection_viewer": ViewerParameters,
     "figure4_level_ratios": RunParameters,
     "runtime": RuntimeParameters,
     "semantic_gaps": SemanticGapParameters,
@@ -112,6 +114,8 @@ def test_wrong_parameters_are_refused_with_the_valid_ones(changes, expected):
         (RuntimeParameters, {"runs": ".", "scale": "huge"}, "no scale 'huge'"),
         (TourParameters, {"scale": "huge"}, "no scale 'huge'"),
         (RunParameters, {"run": ".", "images": -1}, "'images' must be at least 1"),
+        (ViewerParameters, {"run": ".", "threshold": 1.5}, "'threshold' must be 0 to 1, not 1.5"),
+        (ViewerParameters, {"run": ".", "live_images": 0}, "'live_images' must be at least 1"),
     ],
 )
 def test_wrong_parameters_of_the_other_notebooks_are_refused(kind, given, expected):
@@ -160,6 +164,7 @@ SLOW = pytest.mark.slow
 # What the files of results have, besides their provenance.
 TABLE = {"table", "rows", "differences"}
 RUN = {"run", "experiment", "scale", "seed"}
+VIEWER = {"runs", "threshold", "outcomes", "found_by"}
 RATIOS = {"levels", "shares", "means", "counts"}
 
 
@@ -176,6 +181,8 @@ RATIOS = {"levels", "shares", "means", "counts"}
         pytest.param("figure4_level_ratios", {"run": "fpn", "images": 4}, 1, RUN | RATIOS, marks=SLOW),
         pytest.param("asf_weights", {"run": "augfpn", "images": 2}, 2, RUN | {"rois", "contexts"}, marks=SLOW),
         pytest.param("asf_weights", {"run": "fpn", "images": 2}, 2, RUN | {"rois", "contexts"}, marks=SLOW),
+        ("detection_viewer", {"run": "fpn", "other": "augfpn", "live_images": 2}, 0, VIEWER),
+        pytest.param("detection_viewer", {"run": "augfpn", "losses": True}, 0, VIEWER, marks=SLOW),
         ("runtime", {"runs": ".", "rounds": 2, "steps": 1, "images": 2}, 1, {"scale", "runs"}),
     ],
     ids=str,

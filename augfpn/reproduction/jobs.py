@@ -30,6 +30,7 @@ from augfpn.parameters import ExperimentParameters
 CHECKOUT = Path(__file__).resolve().parents[2]
 
 _AUGFPN = "table2/cs+rfa+srs"
+_PAIR = ("table2/baseline", _AUGFPN)
 _TABLE_2 = tuple(row.id for row in EXPERIMENTS.values() if row.table == "table2")
 
 
@@ -128,11 +129,15 @@ class Job:
 
 @dataclass(frozen=True, kw_only=True)
 class Study:
-    """A notebook over finished runs: of ``rows``, all their seeds. ``of_run``: it looks at one run, not at a folder."""
+    """A notebook over finished runs: of ``rows``, all their seeds.
+
+    ``of``: the names of the notebook's parameters that are a run each, the first seed of the rows in their order; none
+    if it looks at the whole folder.
+    """
 
     notebook: str
     rows: tuple[str, ...]
-    of_run: bool = False
+    of: tuple[str, ...] = ()
     table: str | None = None
     alone: bool = False
 
@@ -140,8 +145,8 @@ class Study:
         if not self.rows:
             # What the tour trains is of another scale: in a hidden folder, no table or report finds it.
             return {"run": str(request.root / ".tour")}
-        if self.of_run:
-            return {"run": str(request.run_path(self.rows[0], 0))}
+        if self.of:
+            return {name: str(request.run_path(row, 0)) for name, row in zip(self.of, self.rows, strict=True)}
         table = {} if self.table is None else {"table": self.table}
         return {"runs": str(request.root), "scale": request.scale, **table}
 
@@ -158,18 +163,19 @@ STUDIES: dict[str, Study] = {
     "table3": _table("table3_consistent_supervision"),
     "table4": _table("table4_residual_feature_augmentation"),
     "table5": _table("table5_soft_roi_selection"),
-    "figure4": Study(notebook="figure4_level_ratios", rows=(_AUGFPN,), of_run=True),
-    "asf_weights": Study(notebook="asf_weights", rows=(_AUGFPN,), of_run=True),
+    "figure4": Study(notebook="figure4_level_ratios", rows=(_AUGFPN,), of=("run",)),
+    "asf_weights": Study(notebook="asf_weights", rows=(_AUGFPN,), of=("run",)),
+    "detections": Study(notebook="detection_viewer", rows=_PAIR, of=("run", "other")),
     "semantic_gaps": Study(notebook="semantic_gaps", rows=_TABLE_2, table="table2"),
     "runtime": Study(notebook="runtime", rows=_TABLE_2, table="table2", alone=True),
 }
 
-# FPN against AugFPN, and Table 2 with these two rows.
-_DEMO = Study(notebook="table2_components", rows=("table2/baseline", _AUGFPN))
+# FPN against AugFPN: Table 2 with these two rows, and their detections.
+_DEMO = (Study(notebook="table2_components", rows=_PAIR), STUDIES["detections"])
 
 TARGETS: dict[str, tuple[Study, ...]] = {
     "all": tuple(STUDIES.values()),
-    "demo": (_DEMO,),
+    "demo": _DEMO,
     **{name: (study,) for name, study in STUDIES.items()},
 }
 assert TARGETS.keys() >= TABLES.keys()
@@ -241,7 +247,7 @@ def _run(request: Request, id: str, seed: int) -> Job:
 
 def _study(request: Request, study: Study) -> Job:
     name = study.notebook
-    seeds = range(1 if study.of_run else request.seeds)
+    seeds = range(1 if study.of else request.seeds)
     return Job(
         target=next(target for target, known in STUDIES.items() if known.notebook == name),
         resources=SCALES[request.scale].resources,

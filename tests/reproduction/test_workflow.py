@@ -105,7 +105,7 @@ def test_the_whole_paper(tmp_path):
     done = reproduce(tmp_path, "all", timeout=3600)
     assert done.returncode == 0, done.stdout + done.stderr
     jobs = check_whole(tmp_path, Request(scale="smoke"))
-    assert len(jobs) == 48 + 10 + 1
+    assert len(jobs) == 48 + 11 + 1
     again = reproduce(tmp_path, "all")
     assert again.returncode == 0
     assert "started" not in again.stdout

@@ -9,13 +9,16 @@ import urllib.error
 import urllib.request
 from dataclasses import replace
 
+import nbformat
 import numpy as np
 import pytest
 import torch
+from nbformat.v4 import new_code_cell, new_notebook, new_output
 from PIL import Image
 from pycocotools import mask as rle
 
 from augfpn.analysis.level_ratios import level_ratios_of_run
+from augfpn.analysis.mistakes import found_by_which, outcome_counts
 from augfpn.data.loading import open_dataset
 from augfpn.engine import Run, evaluate, train
 from augfpn.engine.outcomes import Outcome
@@ -29,6 +32,7 @@ from augfpn.structures import Images
 from augfpn.visuals.interactive import DetectionViewer
 from augfpn.visuals.interactive.server import ViewServer
 from augfpn.visuals.interactive.view import module
+from augfpn.visuals.report import write_report
 from tests.visuals.made_up import make_up_detections
 
 CPU = torch.device("cpu")
@@ -353,6 +357,46 @@ def test_a_notebook_without_scripts_shows_a_picture_and_the_page_loads_nothing(p
     assert "http" not in text.replace("http://www.w3.org/2000/svg", "")
     assert "innerHTML" not in text
     assert "</script" not in text
+
+
+def test_in_the_exported_report_the_view_stays_interactive(pair, offline, keep):
+    folder = pair[0].path.parent
+    forms = DetectionViewer(*pair, device=CPU, ratio_images=1)._repr_mimebundle_()
+    shown = new_output("display_data", {kind: form for kind, form in forms.items() if "widget" not in kind})
+    notebook = new_notebook(cells=[new_code_cell("DetectionViewer(*runs)", outputs=[shown])])
+    (folder / "notebooks").mkdir()
+    nbformat.write(notebook, folder / "notebooks" / "detection_viewer.ipynb")
+    write_report([folder], folder.parent / "report", CPU)
+    page = offline(folder.parent / "report" / "notebooks" / "detection_viewer.html")
+    # Eight of the ten images are kept.
+    assert page.locator(".place").inner_text().startswith("of 8 (10 in the data)")
+    set_slider(page, 0)
+    assert legend(page, 1) == counts(pair[1], 0, [0])
+    page.locator(".box.detection[data-run='1'][data-index='0'] .line").dispatch_event("click")
+    page.wait_for_selector(".fusion[data-state=complete]")
+    shown = [float(text) for text in page.locator(".fusion .maps .mean").all_inner_texts()]
+    np.testing.assert_allclose(shown, weights_of(pair[1], 0)[0].mean(dim=(2, 3))[0], atol=2e-3)
+    keep("report")
+
+
+def test_mistakes_of_a_run_and_objects_that_only_one_finds(pair):
+    for run in pair:
+        assert outcome_counts(run, 0.3).to_dict() == counts(run, 0.3, range(10))
+    found = found_by_which(*pair, 0.3)
+    outcomes = [Outcomes(run) for run in pair]
+    expected = dict.fromkeys(found.index, 0)
+    for position in range(10):
+        one, other = (of_run.image(position) for of_run in outcomes)
+        for at in np.flatnonzero(~one.objects.crowd):
+            by = [image.objects.found_by[at] for image in (one, other)]
+            has = [b >= 0 and image.found.scores[b] >= 30_000 for b, image in zip(by, (one, other), strict=True)]
+            expected[
+                {(1, 1): "both", (1, 0): "only the first", (0, 1): "only the second", (0, 0): "neither"}[
+                    (*map(int, has),)
+                ]
+            ] += 1
+    assert found.to_dict() == expected
+    assert min(expected.values()) > 0
 
 
 @pytest.mark.parametrize(

@@ -112,8 +112,10 @@ class LiveControls:
             options=[("times the learnt weights", "factors"), ("in the place of the learnt weights", "fixed")],
             description="weights",
         )
-        self._selection = ipywidgets.Checkbox(True, description="Soft RoI Selection")
-        self._augmentation = ipywidgets.Checkbox(True, description="Residual Feature Augmentation")
+        # As wide as their text.
+        wide: dict[str, Any] = {"indent": False, "layout": {"width": "max-content"}}
+        self._selection = ipywidgets.Checkbox(True, description="Soft RoI Selection", **wide)
+        self._augmentation = ipywidgets.Checkbox(True, description="Residual Feature Augmentation", **wide)
         controls: dict[str, list[ipywidgets.Widget]] = {
             "soft_roi_selection": [self._selection],
             "weights_are": [self._are],
