@@ -457,6 +457,11 @@ def test_an_image_that_cannot_be_read_is_said_so_and_the_others_are_shown(tmp_pa
         page.wait_for_selector(f".view[data-image='{files[1].name}']")
         assert page.locator(".fault:not([hidden])").count() == 0
         server.shutdown()
+    # The same in a page that holds the answers.
+    (tmp_path / "page.html").write_text(DetectionViewer(run, device=CPU).to_html(2), encoding="utf-8")
+    page.goto((tmp_path / "page.html").as_uri())
+    page.wait_for_selector(".fault:not([hidden])")
+    assert files[0].name in page.locator(".fault").first.inner_text()
 
 
 def test_the_command_serves_the_same_view_to_who_has_its_token(pair, page):

@@ -80,13 +80,16 @@ def _contexts(model: Detector, config: RunConfig, images: Images) -> Answer | No
     if found is None:
         return None
     stride = images.pixels.shape[2] // found.weights.shape[2]
-    rows, columns = (-(-side // stride) for side in images.sizes[0].tolist())
+    resized = images.sizes[0].tolist()
+    rows, columns = (-(-side // stride) for side in resized)
     weights = found.weights[0, :, :rows, :columns]
     means = weights.mean(dim=(1, 2)).numpy()
     return {
         "names": found.names,
         "rows": rows,
         "columns": columns,
+        # What these cells cover, of the image's height and width: the last ones can go beyond it.
+        "covers": [rows * stride / resized[0], columns * stride / resized[1]],
         "maps": rounded(weights.numpy()),
         "means": np.round(means, 5).tolist(),
     }

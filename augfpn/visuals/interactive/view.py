@@ -91,8 +91,8 @@ class View(ABC):
 
     def to_fragment(self, num_images: int) -> str:
         """`to_html` as a part of another page. Until its script runs, it is the picture."""
-        held = {_key({"what": "header"}): self.held_header(num_images)}
-        held |= {_key(request): self._answer_or_why(request) for request in self.held_requests(num_images)}
+        held = {_key({"what": "header"}): {"answer": self.held_header(num_images)}}
+        held |= {_key(request): self._answer_or_error(request) for request in self.held_requests(num_images)}
         # Nothing in the data can end the element that it stands in.
         data = json.dumps(held).replace("<", "\\u003c")
         return _element(f"pageSource({data})", self._fallback())
@@ -124,11 +124,11 @@ class View(ABC):
         title = self.answer({"what": "header"})["title"]
         return _TEMPLATES.get_template("page.html").render(title=title, element=element, asks=asks)
 
-    def _answer_or_why(self, request: Request) -> Answer:
+    def _answer_or_error(self, request: Request) -> Answer:
         try:
-            return self.answer(request)
+            return {"answer": self.answer(request)}
         except UserError as error:
-            return {"why": str(error)}
+            return {"error": str(error)}
 
     def _fallback(self) -> str:
         picture = self.picture()

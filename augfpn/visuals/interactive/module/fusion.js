@@ -67,8 +67,8 @@ class FusionPanel {
     ];
   }
 
-  // A box of the image with a map over it.
-  crop(box, values, rows, columns, description, point = null) {
+  // A box of the image with a map over it, or over a part of the image that is a little larger.
+  crop(box, values, rows, columns, description, point = null, [left, top, right, bottom] = box) {
     const [x1, y1, x2, y2] = box;
     const { picture, width, height } = this.image;
     // A sliver is shown as wide as it can be seen.
@@ -76,7 +76,7 @@ class FusionPanel {
     const svg = shape("svg", { viewBox: `${x1} ${y1} ${Math.max(x2 - x1, 1e-6)} ${Math.max(y2 - y1, 1e-6)}`, preserveAspectRatio: "none", role: "img",
       "aria-label": description, class: "crop", style: `aspect-ratio: ${1 / ratio}` },
       shape("image", { href: picture, width, height, preserveAspectRatio: "none" }),
-      shape("image", { href: heatmap(values, rows, columns), x: x1, y: y1, width: x2 - x1, height: y2 - y1, preserveAspectRatio: "none", class: "map" }));
+      shape("image", { href: heatmap(values, rows, columns), x: left, y: top, width: right - left, height: bottom - top, preserveAspectRatio: "none", class: "map" }));
     svg.addEventListener("pointermove", (event) => {
       const place = svg.getBoundingClientRect();
       const cell = (from, size, num) => Math.min(Math.max(Math.floor((from / size) * num), 0), num - 1);
@@ -119,11 +119,12 @@ class FusionPanel {
         if (this.at !== at) return;
         const maps = numbers(found.maps, "uint8");
         const cells = found.rows * found.columns;
+        const over = [0, 0, this.image.width * found.covers[1], this.image.height * found.covers[0]];
         const figures = found.names.map((context, which) => {
           const map = Array.from(maps.subarray(which * cells, (which + 1) * cells), (value) => value / 255);
           const average = found.means[which].toFixed(3);
           return element("figure", { "data-context": context }, this.crop([0, 0, this.image.width, this.image.height], map, found.rows, found.columns,
-            `${context}: weights over the image, ${average} on average`), element("figcaption", {}, `${context} `, element("strong", { class: "mean" }, average)));
+            `${context}: weights over the image, ${average} on average`, null, over), element("figcaption", {}, `${context} `, element("strong", { class: "mean" }, average)));
         });
         this.contexts.append(element("p", {}, `${name}: the weight of each context over the ${found.rows} × ${found.columns} cells of C5 that the image covers.`),
           element("div", { class: "maps" }, ...figures, element("div", { class: "key" }, "weight ", scale("0", "1"))));

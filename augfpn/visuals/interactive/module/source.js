@@ -32,8 +32,10 @@ function keyOf(request) {
 // A page that holds all of its answers.
 function pageSource(held) {
   return new Source(async (request, key) => {
-    if (key in held) return held[key];
-    throw new Error("This page does not hold that; a notebook or `augfpn viewer` computes it.");
+    if (!(key in held)) throw new Error("This page does not hold that; a notebook or `augfpn viewer` computes it.");
+    const { answer, error } = held[key];
+    if (error !== undefined) throw new Error(error);
+    return answer;
   });
 }
 
