@@ -332,6 +332,6 @@ class GapInImage {
         + "classifiers that are surer overlap less. The probe knows no background: where no object is, the classes that it sees mean little.",
     }[map];
     const steps = runs.filter((run) => run.step !== null).map((run) => `${run.name}: after ${run.step.toLocaleString("en")} steps`);
-    return `${what} Maps and predictions are of the models at the end of training, whatever step the matrices show${steps.length ? ` (${steps.join("; ")})` : ""}.`;
+    return `${what} Maps and predictions are of the models ${steps.length ? `as they were measured last (${steps.join("; ")})` : "at the end of training"}, whatever step the matrices show.`;
   }
 }
