@@ -18,7 +18,7 @@ from augfpn.engine.outcomes import SCORES_IN_ONE, Array, ImageOutcomes, Overview
 from augfpn.engine.runs import Run
 from augfpn.engine.train import default_device
 from augfpn.errors import UserError
-from augfpn.visuals.drawing import LEAST_SCORE, draw_detections
+from augfpn.visuals.drawing import LEAST_SCORE, READABLE_SIDE, draw_detections
 from augfpn.visuals.interactive.fusion import fusion_answer, has_contexts
 from augfpn.visuals.interactive.pictures import Pictures, ShownImage
 from augfpn.visuals.interactive.sides import EvaluatedRun, Side
@@ -90,16 +90,21 @@ class DetectionView(View):
         return self._header(len(self._held(num_images)))
 
     def picture(self) -> PILImage.Image:
-        """The first image with objects, with the detections of the first run."""
+        """The first image that has objects and can be read, with the detections of the first side."""
         starts = self.sides[0].overview().object_starts
-        position = int(np.argmax(np.diff(starts) > 0))
-        found = self.sides[0].image(position).found
-        detections = {
-            "boxes": torch.from_numpy(found.boxes),
-            "labels": torch.from_numpy(found.labels),
-            "scores": torch.from_numpy(found.scores) / SCORES_IN_ONE,
-        }
-        return draw_detections(self.pictures[position].pixels, detections, self.class_names, self.threshold)
+        for position in np.flatnonzero(np.diff(starts) > 0).tolist():
+            try:
+                pixels = self.pictures[position].pixels
+            except UserError:
+                continue
+            found = self.sides[0].image(position).found
+            detections = {
+                "boxes": torch.from_numpy(found.boxes),
+                "labels": torch.from_numpy(found.labels),
+                "scores": torch.from_numpy(found.scores) / SCORES_IN_ONE,
+            }
+            return draw_detections(pixels, detections, self.class_names, self.threshold)
+        return PILImage.new("RGB", (READABLE_SIDE, READABLE_SIDE), "grey")
 
     def _held(self, num_images: int) -> range:
         return range(min(num_images, len(self.image_names)))
