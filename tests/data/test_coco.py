@@ -378,3 +378,14 @@ def test_masks_of_real_images_are_those_of_pycocotools(real_images):
     # The ground truth has the masks of all, crowds too.
     for annotation, original in zip(dataset.ground_truth()["annotations"], coco.dataset["annotations"], strict=True):
         assert np.array_equal(coco.annToMask(annotation), coco.annToMask(original))
+
+
+def test_image_files_can_be_left_unchecked_until_they_are_read(root, content):
+    (root / "train2017" / "b.jpg").unlink()
+    with pytest.raises(DataError, match=r"b.jpg: there is no such file"):
+        opened(root, content)
+    dataset = CocoDataset.open(root, "train", check_images=False)
+    assert dataset.file_names == ["a.jpg", "b.jpg"]
+    assert dataset[0].image.shape == (3, 30, 40)
+    with pytest.raises(DataError, match=r"b.jpg: there is no such file"):
+        dataset[1]

@@ -74,6 +74,7 @@ def test_overfitting_trains_and_evaluates_on_the_same_first_images():
     assert len(train) == len(val) == 3
     assert all(torch.equal(train[i].image, val[i].image) for i in range(3))
     assert [image["id"] for image in val.ground_truth()["images"]] == [1, 2, 3]
+    assert val.file_names == [image["file_name"] for image in val.ground_truth()["images"]]
     with pytest.raises(ValueError, match="data set of 10"):
         open_dataset(replace(CONFIG, overfit=11), "train")
 

@@ -1,8 +1,10 @@
 // The gap of one pair of levels at each place of an image, for one or two runs, and what is predicted from each level.
 
 const MAPS = {
-  similarity: { name: "similarity of features", short: "similarity", kind: "int8", one: 127, colour: diverging, colours: DIVERGING, low: "−1", high: "1" },
-  overlap: { name: "overlap of the probe's classes", short: "overlap", kind: "uint8", one: 255, colour: cividis, colours: CIVIDIS, low: "0 no class in common", high: "1 the same" },
+  similarity: { name: "similarity of features", short: "similarity", kind: "int8", one: 127, colour: diverging, colours: DIVERGING,
+    low: "−1", high: "1" },
+  overlap: { name: "overlap of the probe's classes", short: "overlap", kind: "uint8", one: 255, colour: cividis, colours: CIVIDIS,
+    low: "0 no class in common", high: "1 the same" },
 };
 const OBJECT = { colour: "#FFFFFF", dash: null, wide: 1.5 };
 
@@ -85,19 +87,22 @@ class GapInImage {
     this.objects = element("div", { class: "objects", role: "group", "aria-label": "objects" });
     this.predictions = element("div", { class: "predictions" });
     this.fault = element("p", { class: "fault", role: "alert", hidden: true });
+    const maps = Object.entries(MAPS).map(([what, { name }]) => [what, name]);
+    const shownStages = [this.plain, ...(names.length > 1 ? this.stages : this.stages.slice(0, 1))];
     const opacity = element("input", { type: "range", min: 0, max: 100, value: state.opacity, class: "opacity",
+      title: "of the map over the image; at its end its colours are those of the scale",
       oninput: () => { state.opacity = Number(opacity.value); this.draw(); } });
     this.element = element("section", { class: "gap-in-image", "aria-label": "the gap in an image" },
       this.heading,
       element("div", { class: "bar" }, controls.previous, controls.goto, controls.status, controls.next,
-        labelled("map", choice(Object.entries(MAPS).map(([what, { name }]) => [what, name]), (what) => { state.map = what; this.draw(); }, { class: "map-of" })),
-        labelled("strength of the map", opacity),
+        labelled("map", choice(maps, (what) => { state.map = what; this.draw(); }, { class: "map-of" })),
+        labelled("strength", opacity),
         element("span", { class: "group" },
           button("−", () => this.window.zoom(0.5), { "aria-label": "zoom out" }),
           button("+", () => this.window.zoom(2), { "aria-label": "zoom in", title: "or double click, or Ctrl and the wheel; drag to move" }),
           button("fit", () => this.window.fit(), { title: "whole image (0)" }))),
       this.fault,
-      element("div", { class: "stages gap-stages" }, this.plain.element, ...(names.length > 1 ? this.stages : this.stages.slice(0, 1)).map((stage) => stage.element)),
+      element("div", { class: "stages gap-stages" }, ...shownStages.map((stage) => stage.element)),
       this.readout, this.key, this.hint, this.objects, this.predictions);
   }
 
@@ -199,7 +204,9 @@ class GapInImage {
       this.plain.clear();
       this.drawObjects(this.plain, true);
     }
-    for (const made of this.objects.querySelectorAll("button")) made.setAttribute("aria-pressed", String(Number(made.dataset.index) === this.state.selected));
+    for (const made of this.objects.querySelectorAll("button")) {
+      made.setAttribute("aria-pressed", String(Number(made.dataset.index) === this.state.selected));
+    }
     this.point(null);
     this.drawPredictions();
   }
@@ -247,7 +254,7 @@ class GapInImage {
   }
 
   listObjects() {
-    const made = this.image.objects.map((_, index) => button(this.objectName(index), () => this.select(index), { "data-index": index, "aria-pressed": "false" }));
+    const made = this.image.objects.map((_, index) => button(this.objectName(index), () => this.select(index), { "data-index": index }));
     this.objects.replaceChildren(element("span", {}, made.length ? "Objects:" : "No objects in this image."), ...made);
   }
 
@@ -306,7 +313,11 @@ class GapInImage {
     const of = element("p", {}, element("strong", {}, this.names[run]),
       values ? `: ${MAPS[map].short} of ${pair.join("–")} over its box ` : null, values ? element("span", { class: "mean" }, asText(average, 2)) : null);
     const predicted = maps.predictions[classifier]?.[selected];
-    if (!predicted) return element("div", { class: "of-run", "data-run": run }, of, element("p", {}, "It has no auxiliary head: it was trained without Consistent Supervision."));
+    const made = element("div", { class: "of-run", "data-run": run }, of);
+    if (!predicted) {
+      made.append(element("p", {}, "It has no auxiliary head: it was trained without Consistent Supervision."));
+      return made;
+    }
     const rows = predicted.map(({ top, true: probability }, at) => {
       const isRight = top[0][0] === label;
       const classes = top.map(([one, share]) => {
@@ -314,24 +325,30 @@ class GapInImage {
         return element("td", {}, one === label ? element("strong", { class: "true-class" }, `✓ ${text}`) : text);
       });
       const level = maps.levels[at];
-      return element("tr", { "data-level": level, "data-right": String(isRight), class: pair.includes(level) ? "selected" : null }, element("th", { scope: "row" }, level),
-        element("td", { class: isRight ? "right" : "wrong" }, isRight ? "✓ right" : "✗ wrong"), ...classes, element("td", { class: "number" }, probability.toFixed(2)));
+      return element("tr", { "data-level": level, "data-right": String(isRight), class: pair.includes(level) ? "selected" : null },
+        element("th", { scope: "row" }, level), element("td", { class: isRight ? "right" : "wrong" }, isRight ? "✓ right" : "✗ wrong"),
+        ...classes, element("td", { class: "number" }, probability.toFixed(2)));
     });
-    const heads = ["level", "it is", ...predicted[0].top.map((_, at) => ["likeliest", "second", "third"][at]), `${this.className(label)} (true)`];
-    return element("div", { class: "of-run", "data-run": run }, of,
-      element("table", {}, element("thead", {}, element("tr", {}, ...heads.map((head) => element("th", { scope: "col" }, head)))), element("tbody", {}, ...rows)));
+    const heads = ["level", "seen as", ...predicted[0].top.map((_, at) => ["likeliest", "second", "third"][at]), `${this.className(label)} (true)`];
+    made.append(element("table", {}, element("thead", {}, element("tr", {}, ...heads.map((head) => element("th", { scope: "col" }, head)))),
+      element("tbody", {}, ...rows)));
+    return made;
   }
 
   // What a map can and cannot tell.
   honest(map) {
     const { runs, scale: size } = this.header;
-    const micro = " At the scale micro, M2–M5 is near zero with and without Consistent Supervision; the difference that can be seen is in M2–M3.";
+    const micro = " At the scale micro, M2–M5 is near zero with and without Consistent Supervision; the difference that can be seen is "
+      + "in M2–M3.";
     const what = {
-      similarity: `Similarity: the cosine of the features that the two levels have at a place; 0 if they have nothing in common. It can be compared between models.${size === "micro" ? micro : ""}`,
-      overlap: "Overlap: how much the class probabilities that the probe sees in the two levels agree. Compare places and levels of one model by it, not models with one another: "
-        + "classifiers that are surer overlap less. The probe knows no background: where no object is, the classes that it sees mean little.",
+      similarity: "Similarity: the cosine of the features that the two levels have at a place; 0 if they have nothing in common. It can be "
+        + `compared between models.${size === "micro" ? micro : ""}`,
+      overlap: "Overlap: how much the class probabilities that the probe sees in the two levels agree. Compare places and levels of one "
+        + "model by it, not models with one another: classifiers that are surer overlap less. The probe knows no background: where no "
+        + "object is, the classes that it sees mean little.",
     }[map];
     const steps = runs.filter((run) => run.step !== null).map((run) => `${run.name}: after ${run.step.toLocaleString("en")} steps`);
-    return `${what} Maps and predictions are of the models ${steps.length ? `as they were measured last (${steps.join("; ")})` : "at the end of training"}, whatever step the matrices show.`;
+    const when = steps.length ? `as they were measured last (${steps.join("; ")})` : "at the end of training";
+    return `${what} Maps and predictions are of the models ${when}, whatever step the matrices show.`;
   }
 }

@@ -39,18 +39,21 @@ class GapMatrices {
     this.slider = element("input", { type: "range", min: 0, max: this.steps.length - 1, value: this.steps.length - 1, class: "step",
       oninput: () => set("step")(this.steps[Number(this.slider.value)]) });
     this.stepText = element("output", { class: "step-text" });
+    const classifiers = choice(this.classifiers.map((one) => [one, one]), set("classifier"), { class: "classifier" });
     this.cells = [];
     this.figures = header.runs.map((run, at) => this.matrix(run, at));
     this.key = element("div", { class: "key" });
+    this.note = element("p", { class: "note-of" });
     this.heading = element("h3");
     this.chart = element("div", { class: "chart" });
     this.numbers = element("div");
     this.element = element("section", { class: "gaps", "aria-label": "gaps between levels" },
       element("div", { class: "bar" },
         labelled("measure", choice(Object.entries(header.measures), set("measure"), { class: "measure" })),
-        this.classifiers.length > 1 ? labelled("classifier", choice(this.classifiers.map((one) => [one, one]), set("classifier"), { class: "classifier" })) : null,
+        this.classifiers.length > 1 ? labelled("classifier", classifiers) : null,
         this.steps.length > 1 ? labelled("training", this.slider) : null, this.stepText),
       element("div", { class: "matrices" }, ...this.figures), this.key,
+      this.note,
       element("p", { class: "hint" }, "Click a cell: chart, map and predictions then speak of this pair of levels. “Right”: the share of objects whose ",
         "class the classifier sees in that level alone. CKA and cosine are of the features, whichever the classifier."),
       this.heading, element("div", { class: "course" }, this.chart, this.numbers));
@@ -102,6 +105,9 @@ class GapMatrices {
     const [atLow, atHigh] = measure === "disagreement" ? ["always the same class", "never"] : ["", "alike"];
     this.key.replaceChildren(`${name} `, scale(`${low} ${atLow}`.trim(), `1 ${atHigh}`, colours));
     this.stepText.textContent = step === END ? "at the end of training" : `after ${step.toLocaleString("en")} steps`;
+    this.slider.setAttribute("aria-valuetext", this.stepText.textContent);
+    const isOfHead = measure === "disagreement" && this.state.classifier === "auxiliary head";
+    this.note.textContent = isOfHead ? "A head that sees background in every level disagrees nowhere: look at what it gets right, too." : "";
     this.heading.textContent = `${pair.join("–")}${this.steps.length > 1 ? " along training" : ""}: ${name}`
       + (measure === "disagreement" ? ` of the ${this.state.classifier}` : "");
     this.chart.replaceChildren(...(this.steps.length > 1 ? [this.course(name)] : []));
@@ -159,10 +165,12 @@ class GapMatrices {
 
   table() {
     const { pair, step: now } = this.state;
-    const heads = this.steps.map((step) => element("th", { scope: "col", class: "number", "data-now": step === now }, step === END ? "end" : step.toLocaleString("en")));
+    const heads = this.steps.map((step) => element("th", { scope: "col", class: "number", "data-now": step === now },
+      step === END ? "end" : step.toLocaleString("en")));
     const rows = this.header.runs.map(({ name }, run) => {
       const [colour, , sign] = COURSES[run % COURSES.length];
-      const cells = this.steps.map((step) => element("td", { class: "number", "data-step": step, "data-now": step === now }, asText(this.value(run, step, pair), 3)));
+      const cells = this.steps.map((step) => element("td", { class: "number", "data-step": step, "data-now": step === now },
+        asText(this.value(run, step, pair), 3)));
       return element("tr", { "data-run": run }, element("th", { scope: "row" },
         this.steps.length > 1 ? element("span", { style: `color: ${colour}`, "aria-hidden": "true" }, `${sign} `) : null, name), ...cells);
     });
