@@ -418,6 +418,20 @@ def test_runs_that_cannot_be_shown_are_refused(pair, tmp_path, change, message):
         DetectionViewer(*runs, device=CPU)
 
 
+@pytest.mark.parametrize(
+    ("request_", "message"),
+    [
+        ({"what": "image", "image": 10}, "no image 10: they are counted from 0 to 9"),
+        ({"what": "image"}, "no image None"),
+        ({"what": "fusion", "image": 0, "run": -1}, "no run -1"),
+        ({"what": "files"}, "does not know 'files'"),
+    ],
+)
+def test_requests_for_what_is_not_there_are_refused(pair, request_, message):
+    with pytest.raises(UserError, match=message):
+        DetectionViewer(pair[0], device=CPU).answer(request_)
+
+
 def test_runs_of_other_images_are_not_compared(pair, tmp_path):
     other = train(plan("table2/baseline", "smoke"), tmp_path / "other", device=CPU)
     evaluate(other, CPU)

@@ -22,7 +22,7 @@ from augfpn.visuals.drawing import LEAST_SCORE, READABLE_SIDE, draw_detections
 from augfpn.visuals.interactive.fusion import fusion_answer, has_contexts
 from augfpn.visuals.interactive.pictures import Pictures, ShownImage
 from augfpn.visuals.interactive.sides import EvaluatedRun, Side
-from augfpn.visuals.interactive.view import Answer, Request, View, encoded, names_of
+from augfpn.visuals.interactive.view import Answer, Request, View, encoded, names_of, position_in
 
 # Of objects that no detection was matched with; others have the percents of their detection's score.
 NEVER = 255
@@ -71,13 +71,13 @@ class DetectionView(View):
             case "header":
                 return self._header(len(self.image_names))
             case "image":
-                return self._image(request["image"])
+                return self._image(self._position(request))
             case "fusion":
-                position = request["image"]
-                side, image = self.sides[request["run"]], self.pictures[position]
+                position = self._position(request)
+                side, image = self.sides[self._run(request)], self.pictures[position]
                 return fusion_answer(side.model, side.run.config, image, side.image(position).found.rois, side.device)
             case "ratios":
-                return self._ratios_of(request["run"])
+                return self._ratios_of(self._run(request))
         raise UserError(f"The detection viewer does not know {request['what']!r}.")
 
     def held_requests(self, num_images: int) -> Iterator[Request]:
@@ -105,6 +105,12 @@ class DetectionView(View):
             }
             return draw_detections(pixels, detections, self.class_names, self.threshold)
         return PILImage.new("RGB", (READABLE_SIDE, READABLE_SIDE), "grey")
+
+    def _position(self, request: Request) -> int:
+        return position_in(request, "image", len(self.image_names))
+
+    def _run(self, request: Request) -> int:
+        return position_in(request, "run", len(self.sides))
 
     def _held(self, num_images: int) -> range:
         return range(min(num_images, len(self.image_names)))

@@ -35,7 +35,7 @@ from augfpn.engine.train import default_device
 from augfpn.errors import UserError
 from augfpn.ops.boxes import rescale
 from augfpn.visuals.interactive.pictures import ShownImage
-from augfpn.visuals.interactive.view import Answer, Request, View, encoded, names_of, rounded, signed
+from augfpn.visuals.interactive.view import Answer, Request, View, encoded, names_of, position_in, rounded, signed
 from augfpn.visuals.plots import semantic_gap_matrices
 
 # Classes of which predictions tell the probability, besides the true one.
@@ -136,7 +136,7 @@ class SemanticGapExplorer(View):
             case "image":
                 return _image_answer(self.dataset[self._position(request)])
             case "gap":
-                run = _whole(request, "run", len(self.explored))
+                run = position_in(request, "run", len(self.explored))
                 return self.explored[run].gap(self.dataset[self._position(request)])
         raise UserError(f"The semantic-gap explorer does not know {request['what']!r}.")
 
@@ -181,20 +181,12 @@ class SemanticGapExplorer(View):
         ]
 
     def _position(self, request: Request) -> int:
-        return _whole(request, "image", len(self.dataset))
+        return position_in(request, "image", len(self.dataset))
 
 
 def _last_step(run: Run, measured: Sequence[MeasuredGap]) -> int | None:
     steps = [one.step for one in measured if one.run == run]
     return None if None in steps else max(step for step in steps if step is not None)
-
-
-def _whole(request: Request, name: str, num: int) -> int:
-    """A position in the request; a UserError if there is none such."""
-    position = request.get(name)
-    if not isinstance(position, int) or not 0 <= position < num:
-        raise UserError(f"There is no {name} {position!r}: they are counted from 0 to {num - 1}.")
-    return position
 
 
 def _image_answer(sample: Sample) -> Answer:

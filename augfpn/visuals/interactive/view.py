@@ -156,6 +156,14 @@ def _key(request: Request) -> str:
     return json.dumps([[name, request[name]] for name in sorted(request)], separators=(",", ":"))
 
 
+def position_in(request: Request, name: str, num: int) -> int:
+    """A position in a request; a UserError if there is none such."""
+    position = request.get(name)
+    if not isinstance(position, int) or not 0 <= position < num:
+        raise UserError(f"There is no {name} {position!r}: they are counted from 0 to {num - 1}.")
+    return position
+
+
 def encoded(values: Array | Iterable[float], kind: str) -> str:
     """Numbers as the module reads them: little-endian bytes in base64; ``kind`` as in NumPy."""
     array = np.asarray(values if isinstance(values, np.ndarray) else list(values))
