@@ -26,7 +26,8 @@ NUM_PROPOSALS = 200
 THRESHOLDS = {"retinanet_resnet50_fpn": 0.012, "fcos_resnet50_fpn": 0.3}
 
 
-@pytest.fixture(scope="module", params=["synthetic", "real"])
+# On photographs the same again, which takes two minutes: in the slow tests.
+@pytest.fixture(scope="module", params=["synthetic", pytest.param("real", marks=pytest.mark.slow)])
 def samples(request):
     """Images of several shapes with their objects, one of them with none."""
     if request.param == "real":
