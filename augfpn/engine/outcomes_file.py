@@ -22,7 +22,7 @@ from augfpn.data.coco_format import find_split
 from augfpn.data.loading import open_dataset
 from augfpn.data.segmentations import Rle
 from augfpn.engine.outcomes import OF_FOUND, OF_OBJECTS, Array, Found, ImageOutcomes, Objects, Overview, outcomes_of
-from augfpn.engine.runs import Run
+from augfpn.engine.runs import Run, RunError
 from augfpn.files import written_whole
 
 # Files of another form are made again.
@@ -45,7 +45,14 @@ class Outcomes:
     def __init__(self, run: Run) -> None:
         path = _path(run)
         if _metadata(path).get("sources") != _sources(run):
-            write_outcomes(run, open_dataset(run.config.data, "val").ground_truth(), run.detections)
+            results = run.detections
+            try:
+                write_outcomes(run, open_dataset(run.config.data, "val").ground_truth(), results)
+            except OSError as error:
+                raise RunError(
+                    f"{path} is needed to look at the run, and cannot be written ({error.strerror}). Copy the run to "
+                    "a folder of yours."
+                ) from error
         self._file = _opened(path)
         images = json.loads(self._file.metadata()["images"])
         self.ids: list[int] = images["ids"]

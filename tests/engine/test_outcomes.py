@@ -13,6 +13,7 @@ from augfpn.data.synthetic import SyntheticDataset
 from augfpn.engine import Run, evaluate, train
 from augfpn.engine.outcomes import SCORES_IN_ONE, Outcome, outcomes_of
 from augfpn.engine.outcomes_file import Outcomes
+from augfpn.errors import UserError
 from augfpn.experiments import plan
 from augfpn.files import write_json
 
@@ -217,3 +218,14 @@ def test_the_file_is_made_again_where_it_is_missing_broken_or_of_other_detection
     finally:
         write_json(copy.path / "detections.json", kept)
         copy.path.rename(run.path)
+
+
+def test_a_run_that_cannot_be_written_to_says_what_to_do(run, monkeypatch):
+    monkeypatch.setattr("augfpn.engine.outcomes_file._sources", lambda run: "others")
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("augfpn.engine.outcomes_file.save_file", full)
+    with pytest.raises(UserError, match=r"cannot be written \(No space left on device\). Copy the run"):
+        Outcomes(run)
