@@ -19,7 +19,7 @@ def outcome_counts(run: Run, threshold: float) -> pd.Series:
     """Detections of each kind with a score of at least ``threshold``, and the objects that none of them was matched
     with."""
     overview = Outcomes(run).overview()
-    kinds = overview.found["outcomes"][overview.found["scores"] >= threshold * SCORES_IN_ONE]
+    kinds = overview.found["outcomes"][overview.found["scores"] >= round(threshold * SCORES_IN_ONE)]
     counts = {str(kind): int((kinds == kind).sum()) for kind in Outcome}
     found, crowd = _is_found(run, threshold)
     return pd.Series({**counts, MISSED: int((~found & ~crowd).sum())}, name="count")
@@ -41,7 +41,7 @@ def _is_found(run: Run, threshold: float) -> tuple[Array, Array]:
     # Positions among an image's detections become positions among all.
     first = np.repeat(overview.found_starts[:-1], np.diff(overview.object_starts))
     is_found = found_by >= 0
-    is_found[is_found] = overview.found["scores"][(first + found_by)[is_found]] >= threshold * SCORES_IN_ONE
+    is_found[is_found] = overview.found["scores"][(first + found_by)[is_found]] >= round(threshold * SCORES_IN_ONE)
     return is_found, overview.objects["crowd"].astype(bool)
 
 

@@ -44,13 +44,18 @@ class Outcomes:
 
     def __init__(self, run: Run) -> None:
         path = _path(run)
-        if _metadata(path).get("sources") != _sources(run):
+        # Before they are read: what changes while it is read is noticed the next time.
+        sources = sources_of(run)
+        if _metadata(path).get("sources") != sources:
             results = run.detections
+            # Of images that are not shown, nobody needs to know whether they can be read.
+            truth = open_dataset(run.config.data, "val", check_images=False).ground_truth()
+            _check_same_data(run, truth, results)
             try:
-                write_outcomes(run, open_dataset(run.config.data, "val").ground_truth(), results)
-            except OSError as error:
+                write_outcomes(run, truth, results, sources)
+            except (OSError, SafetensorError) as error:
                 raise RunError(
-                    f"{path} is needed to look at the run, and cannot be written ({error.strerror}). Copy the run to "
+                    f"{path} is needed to look at the run, and cannot be written ({error}). Copy the run to "
                     "a folder of yours."
                 ) from error
         self._file = _opened(path)
@@ -101,8 +106,13 @@ class Outcomes:
         return [{"size": list(self.sizes[position]), "counts": text} for text in texts]
 
 
-def write_outcomes(run: Run, truth: Mapping[str, Any], results: Sequence[Mapping[str, Any]]) -> None:
-    """Writes the file of a run of which ``results`` are the detections, in COCO's format, and ``truth`` its data."""
+def write_outcomes(
+    run: Run, truth: Mapping[str, Any], results: Sequence[Mapping[str, Any]], sources: str | None = None
+) -> None:
+    """Writes the file of a run of which ``results`` are the detections, in COCO's format, and ``truth`` its data.
+
+    ``sources``: `sources_of` the run when they were read; by default as they are now.
+    """
     of_images = list(outcomes_of(truth, results))
     columns: dict[str, Array] = {}
     for kind, names in (("objects", _OF_OBJECTS), ("found", _OF_FOUND)):
@@ -121,7 +131,7 @@ def write_outcomes(run: Run, truth: Mapping[str, Any], results: Sequence[Mapping
         "sizes": [(image["height"], image["width"]) for image in truth["images"]],
         "folder": _folder(run),
     }
-    metadata = {"sources": _sources(run), "images": json.dumps(images)}
+    metadata = {"sources": sources or sources_of(run), "images": json.dumps(images)}
     with written_whole(_path(run)) as temporary:
         save_file(columns, temporary, metadata)
 
@@ -143,13 +153,24 @@ def _metadata(path: Path) -> dict[str, str]:
         return {}
 
 
-def _sources(run: Run) -> str:
+def sources_of(run: Run) -> str:
     """What the file is made from, as far as one sees without reading it."""
     files = [run.path / "detections.json"]
     if run.config.data.root is not None:
         files.append(_split(run)[1])
     stats = [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files if file.is_file()]
-    return json.dumps([_FORM, stats])
+    return json.dumps([_FORM, _folder(run), stats])
+
+
+def _check_same_data(run: Run, truth: Mapping[str, Any], results: Sequence[Mapping[str, Any]]) -> None:
+    """A RunError if the data are not those that the run was evaluated on, as far as one sees."""
+    ids = {image["id"] for image in truth["images"]}
+    same_classes = [category["id"] for category in truth["categories"]] == [one.id for one in run.categories]
+    if not same_classes or any(result["image_id"] not in ids for result in results):
+        raise RunError(
+            f"The data of {run.path} have other classes or images than when it was evaluated; evaluate it again with "
+            f"`augfpn evaluate {run.path}`, or give it its data back."
+        )
 
 
 def _folder(run: Run) -> str | None:

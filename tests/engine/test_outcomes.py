@@ -1,6 +1,7 @@
 """What became of detections: against pycocotools, cases worked by hand, and the file that holds them."""
 
 import io
+import shutil
 from contextlib import redirect_stdout
 
 import numpy as np
@@ -10,7 +11,7 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from augfpn.data.synthetic import SyntheticDataset
-from augfpn.engine import Run, evaluate, train
+from augfpn.engine import Run, evaluate, outcomes_file, train
 from augfpn.engine.outcomes import SCORES_IN_ONE, Outcome, outcomes_of
 from augfpn.engine.outcomes_file import Outcomes
 from augfpn.errors import UserError
@@ -221,11 +222,23 @@ def test_the_file_is_made_again_where_it_is_missing_broken_or_of_other_detection
 
 
 def test_a_run_that_cannot_be_written_to_says_what_to_do(run, monkeypatch):
-    monkeypatch.setattr("augfpn.engine.outcomes_file._sources", lambda run: "others")
+    monkeypatch.setattr("augfpn.engine.outcomes_file.sources_of", lambda run: "others")
 
-    def full(*_):
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr("augfpn.engine.outcomes_file.save_file", full)
-    with pytest.raises(UserError, match=r"cannot be written \(No space left on device\). Copy the run"):
+    save = outcomes_file.save_file
+    monkeypatch.setattr(
+        outcomes_file, "save_file", lambda columns, _, metadata: save(columns, "/proc/no/file", metadata)
+    )
+    with pytest.raises(UserError, match=r"cannot be written \(.*\). Copy the run"):
         Outcomes(run)
+
+
+def test_data_of_other_classes_or_images_are_refused(run, tmp_path):
+    copy = Run(shutil.copytree(run.path, tmp_path / "run"))
+    write_json(copy.path / "detections.json", [{**one, "image_id": 999} for one in copy.detections])
+    with pytest.raises(UserError, match="have other classes or images than when it was evaluated"):
+        Outcomes(copy)
+    write_json(copy.path / "detections.json", run.detections)
+    categories = [{**vars(category), "id": category.id + 1} for category in copy.categories]
+    write_json(copy.path / "categories.json", categories)
+    with pytest.raises(UserError, match="have other classes or images"):
+        Outcomes(copy)

@@ -153,10 +153,10 @@ class LiveControls:
 
     def _reset(self, _: Any) -> None:
         for control, value in self._as_trained.items():
-            with control.hold_trait_notifications():
-                control.unobserve(self._change, "value")
-                control.value = value
-                control.observe(self._change, "value")
+            # Detected again once, and not for each of them.
+            control.unobserve(self._change, "value")
+            control.value = value
+            control.observe(self._change, "value")
         self._change(None)
 
     def _repr_mimebundle_(self, **_: Any) -> dict[str, Any]:

@@ -243,5 +243,14 @@ def _check_same_images(first: EvaluatedRun, other: EvaluatedRun) -> None:
     if other.run.categories != first.run.categories:
         raise UserError(f"{paths} have different classes; compare runs of one data set.")
     same_files = (other.outcomes.ids, other.outcomes.sizes) == (first.outcomes.ids, first.outcomes.sizes)
+    one, two = first.overview(), other.overview()
+    same_objects = np.array_equal(one.object_starts, two.object_starts) and all(
+        np.array_equal(one.objects[name], two.objects[name]) for name in ("labels", "crowd")
+    )
+    if same_files and not same_objects:
+        raise UserError(
+            f"{paths} were evaluated on different objects of the same images: the annotations have changed, or one "
+            "leaves out objects without a usable mask. Compare runs of one data set, evaluated on the same annotations."
+        )
     if not same_files or other.run.config.data.synthetic != first.run.config.data.synthetic:
         raise UserError(f"{paths} were evaluated on different images; compare runs of one data set.")

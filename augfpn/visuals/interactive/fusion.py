@@ -9,7 +9,8 @@ from augfpn.analysis.level_ratios import LEVELS
 from augfpn.detectors.detector import Detector
 from augfpn.detectors.faster_rcnn import FasterRCNN
 from augfpn.engine.outcomes import Array
-from augfpn.experiments.config import FasterRCNNConfig, RunConfig
+from augfpn.experiments.config import RunConfig
+from augfpn.heads.roi_pooling import AdaptiveFeaturePooling, SingleLevelPooling
 from augfpn.ops.boxes import area, rescale
 from augfpn.ops.level_assignment import assigned_levels
 from augfpn.structures import Images
@@ -44,16 +45,19 @@ def fusion_answer(
     if len(boxes):
         weights = model.roi_pooling(model.features(images), boxes[None]).weights.float().cpu()
     heuristic = assigned_levels(boxes, model.finest_side)
+    most = max(1.0, round(float(weights.max()), 2)) if len(boxes) else 1.0
     return {
         **answer,
         "levels": list(LEVELS),
         "rows": weights.shape[2],
         "columns": weights.shape[3],
-        "weights": rounded(weights.numpy()),
+        # Turned by hand, weights can be more than 1.
+        "weights": rounded(weights.numpy() / most),
+        "most": most,
         "means": np.round(weights.mean(dim=(2, 3)).numpy(), 5).tolist(),
         "heuristic": heuristic.tolist(),
         "sides": np.round(area(boxes).clamp(min=0).sqrt().cpu().numpy(), 2).tolist(),
-        "how": _how(config),
+        "how": _how(model),
     }
 
 
@@ -63,13 +67,11 @@ def has_contexts(config: RunConfig) -> bool:
     return augmentation is not None and augmentation.fusion != "psp"
 
 
-def _how(config: RunConfig) -> str:
+def _how(model: FasterRCNN) -> str:
     """What the detector does in the place of FPN's choice."""
-    model = config.model
-    assert isinstance(model, FasterRCNNConfig)
-    if model.adaptive_feature_pooling:
+    if isinstance(model.roi_pooling, AdaptiveFeaturePooling):
         return "this detector gives all levels to its box head, which takes the largest of what it makes of each."
-    if model.soft_roi_selection is None:
+    if isinstance(model.roi_pooling, SingleLevelPooling):
         return "this detector does so."
     return "Soft RoI Selection takes it from all levels, by these weights."
 

@@ -217,16 +217,17 @@ class DetectionViewer {
     const of = this.order.length < total ? `of ${this.order.length} (${total} in the data)` : `of ${total}`;
     if (image === undefined) {
       this.status.textContent = "no image has any of these";
-      this.image = null;
-      this.at = undefined;
-      for (const stage of this.stages) stage.clear();
-      this.draw();
+      this.empty();
+      this.fault.hidden = true;
       return;
     }
     this.status.textContent = `${of}: ${this.header.images.names[image]}`;
     if (image === this.at) return this.draw();
     this.at = image;
     this.state.selected = null;
+    // Until the answer is there, nothing of the image before stands under this one's name.
+    this.image = null;
+    for (const stage of this.stages) stage.clear();
     let answer;
     try {
       answer = await this.source.request({ what: "image", image });
@@ -251,8 +252,14 @@ class DetectionViewer {
   fail(error) {
     this.fault.textContent = error.message;
     this.fault.hidden = false;
+    this.empty();
+  }
+
+  // No image; the same one may be asked for again.
+  empty() {
     this.image = null;
-    for (const stage of this.stages) stage.clear();
+    this.at = undefined;
+    for (const stage of this.stages) stage.empty();
     this.draw();
   }
 
@@ -427,6 +434,7 @@ class DetectionViewer {
   async reload() {
     const { selected } = this.state;
     this.source.forget();
+    this.fusion.forget();
     this.header = await this.source.request({ what: "header" });
     this.counts = new Counts(this.header);
     this.at = undefined;

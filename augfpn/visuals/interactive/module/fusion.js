@@ -17,13 +17,15 @@ class FusionPanel {
     const key = image && selected ? keyOf({ at, ...selected }) : null;
     if (key === this.key) return;
     this.key = key;
+    // Of several calls for the same detection only the last may write.
+    const turn = (this.turn = {});
     this.roi.replaceChildren();
     this.roi.dataset.state = "empty";
     if (key === null) return;
     const { run, index } = selected;
     try {
       const fusion = await this.source.request({ what: "fusion", image: at, run });
-      if (this.key !== key) return;
+      if (this.turn !== turn) return;
       if (fusion.why) {
         this.roi.append(element("p", {}, fusion.why));
         this.roi.dataset.state = "ready";
@@ -33,16 +35,24 @@ class FusionPanel {
       this.roi.append(...this.maps(fusion, image.runs[run][index], index), average);
       this.roi.dataset.state = "ready";
       const ratios = await this.source.request({ what: "ratios", run });
-      if (this.key !== key) return;
+      if (this.turn !== turn) return;
       average.replaceWith(this.shares(fusion, index, ratios));
       this.roi.dataset.state = "complete";
     } catch (error) {
-      if (this.key === key) this.roi.append(element("p", { class: "fault", role: "alert" }, error.message));
+      if (this.turn !== turn) return;
+      this.key = undefined;
+      this.roi.append(element("p", { class: "fault", role: "alert" }, error.message));
     }
   }
 
+  // Whatever was shown may be of another model now.
+  forget() {
+    this.key = this.contextsOf = undefined;
+    this.turn = this.contextsTurn = {};
+  }
+
   maps(fusion, detection, index) {
-    const { levels, rows, columns } = fusion;
+    const { levels, rows, columns, most } = fusion;
     const cells = rows * columns;
     const weights = numbers(fusion.weights, "uint8").subarray(index * levels.length * cells, (index + 1) * levels.length * cells);
     const readout = element("p", { class: "readout", "aria-live": "polite" }, "Point at a cell to read its weight.");
@@ -54,7 +64,7 @@ class FusionPanel {
         at === heuristic ? element("span", { class: "note" }, "FPN's level") : null);
       return element("figure", { "data-level": level },
         this.crop(detection.roi, map, rows, columns, `${level}: weights over the RoI, ${average} on average`,
-          (row, column) => { readout.textContent = `${level}, row ${row + 1}, column ${column + 1}: ${map[row * columns + column].toFixed(2)}`; }), caption);
+          (row, column) => { readout.textContent = `${level}, row ${row + 1}, column ${column + 1}: ${(most * map[row * columns + column]).toFixed(2)}`; }), caption);
     });
     const side = Math.round(fusion.sides[index]);
     return [
@@ -62,7 +72,7 @@ class FusionPanel {
       element("p", {}, `Its RoI (dashed in the image) is ${side} pixels a side as the model sees the image, the root of its area. `,
         element("strong", { class: "heuristic" }, `FPN would take it from ${levels[heuristic]} alone`),
         `, by that side; ${fusion.how}`),
-      element("div", { class: "maps" }, ...figures, element("div", { class: "key" }, "weight ", scale("0", "1"))),
+      element("div", { class: "maps" }, ...figures, element("div", { class: "key" }, "weight ", scale("0", String(most)))),
       readout,
     ];
   }
@@ -111,12 +121,17 @@ class FusionPanel {
     const { at } = this;
     if (this.contextsOf === at) return;
     this.contextsOf = at;
+    const turn = (this.contextsTurn = {});
     this.contexts.replaceChildren();
     for (const [run, { name, contexts }] of this.header.runs.entries()) {
       if (!contexts) continue;
       try {
         const { contexts: found } = await this.source.request({ what: "fusion", image: at, run });
-        if (this.at !== at) return;
+        if (this.contextsTurn !== turn) return;
+        if (!found) {
+          this.contexts.append(element("p", {}, `${name} weighs no contexts.`));
+          continue;
+        }
         const maps = numbers(found.maps, "uint8");
         const cells = found.rows * found.columns;
         const over = [0, 0, this.image.width * found.covers[1], this.image.height * found.covers[0]];
@@ -129,6 +144,8 @@ class FusionPanel {
         this.contexts.append(element("p", {}, `${name}: the weight of each context over the ${found.rows} × ${found.columns} cells of C5 that the image covers.`),
           element("div", { class: "maps" }, ...figures, element("div", { class: "key" }, "weight ", scale("0", "1"))));
       } catch (error) {
+        if (this.contextsTurn !== turn) return;
+        this.contextsOf = undefined;
         this.contexts.append(element("p", { class: "fault", role: "alert" }, error.message));
       }
     }

@@ -84,6 +84,11 @@ class Stage {
     this.look();
   }
 
+  empty() {
+    this.clear();
+    this.picture.removeAttribute("href");
+  }
+
   clear() {
     for (const layer of [this.under, this.boxes, this.texts, this.over]) layer.replaceChildren();
     this.labels = [];
