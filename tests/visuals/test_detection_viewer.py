@@ -471,6 +471,9 @@ def test_an_image_that_cannot_be_read_is_said_so_and_the_others_are_shown(tmp_pa
         page.wait_for_selector(f".view[data-image='{files[1].name}']")
         assert page.locator(".fault:not([hidden])").count() == 0
         server.shutdown()
+    Image.new("RGB", (5, 7)).save(files[2])
+    with pytest.raises(UserError, match="the image is 5 × 7 pixels, but annotated as 64 × 64"):
+        DetectionViewer(run, device=CPU).answer({"what": "image", "image": 2})
     # The same in a page that holds the answers.
     (tmp_path / "page.html").write_text(DetectionViewer(run, device=CPU).to_html(2), encoding="utf-8")
     page.goto((tmp_path / "page.html").as_uri())

@@ -50,7 +50,8 @@ class _Handler(BaseHTTPRequestHandler):
         self._send(HTTPStatus.OK, self.server.view.to_served_html(self.server.token), "text/html")
 
     def do_POST(self) -> None:
-        length = int(self.headers.get("Content-Length") or 0)
+        given = self.headers.get("Content-Length", "")
+        length = int(given) if given.isascii() and given.isdigit() else _LONGEST_REQUEST + 1
         if not self._may(self.headers.get("Authorization", "").removeprefix("Bearer ")) or length > _LONGEST_REQUEST:
             self._send(HTTPStatus.FORBIDDEN, "{}", "application/json")
             return
