@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 
-from augfpn.engine.outcomes import SCORES_IN_ONE, Array, Outcome
+from augfpn.engine.outcomes import SCORES_IN_ONE, Array, Outcome, Overview
 from augfpn.engine.outcomes_file import Outcomes
 from augfpn.engine.runs import Run
 from augfpn.errors import UserError
@@ -21,28 +21,25 @@ def outcome_counts(run: Run, threshold: float) -> pd.Series:
     overview = Outcomes(run).overview()
     kinds = overview.found["outcomes"][overview.found["scores"] >= round(threshold * SCORES_IN_ONE)]
     counts = {str(kind): int((kinds == kind).sum()) for kind in Outcome}
-    found, crowd = _is_found(run, threshold)
-    return pd.Series({**counts, MISSED: int((~found & ~crowd).sum())}, name="count")
+    missed = ~_is_found(overview, threshold) & (overview.objects["crowd"] == 0)
+    return pd.Series({**counts, MISSED: int(missed.sum())}, name="count")
 
 
 def found_by_which(run: Run, other: Run, threshold: float) -> pd.Series:
     """How many objects both runs find, only one of them, or neither; crowds left out. For runs of the same data."""
-    (one, crowd), (two, others_crowd) = (_is_found(some, threshold) for some in (run, other))
-    if len(one) != len(two) or (crowd != others_crowd).any():
+    overviews = [Outcomes(some).overview() for some in (run, other)]
+    crowd, others_crowd = (overview.objects["crowd"].astype(bool) for overview in overviews)
+    if not np.array_equal(crowd, others_crowd):
         raise UserError(f"{run.path} and {other.path} were evaluated on different objects; name runs of one data set.")
+    one, two = (_is_found(overview, threshold) for overview in overviews)
     counts = {"both": one & two, "only the first": one & ~two, "only the second": two & ~one, "neither": ~one & ~two}
     return pd.Series({name: int((which & ~crowd).sum()) for name, which in counts.items()}, name="objects")
 
 
-def _is_found(run: Run, threshold: float) -> tuple[Array, Array]:
-    """``(N)`` of all objects: whether a detection above the threshold was matched with it; whether it is a crowd."""
-    overview = Outcomes(run).overview()
-    found_by = overview.objects["found_by"]
-    # Positions among an image's detections become positions among all.
-    first = np.repeat(overview.found_starts[:-1], np.diff(overview.object_starts))
-    is_found = found_by >= 0
-    is_found[is_found] = overview.found["scores"][(first + found_by)[is_found]] >= round(threshold * SCORES_IN_ONE)
-    return is_found, overview.objects["crowd"].astype(bool)
+def _is_found(overview: Overview, threshold: float) -> Array:
+    """``(N)`` of all objects: whether a detection above the threshold was matched with it."""
+    found: Array = overview.found_with() >= max(round(threshold * SCORES_IN_ONE), 0)
+    return found
 
 
 def outcome_table(runs: Sequence[Run], names: Sequence[str], threshold: float) -> pd.DataFrame:

@@ -114,6 +114,16 @@ class Overview:
     found_starts: Array
     found: dict[str, Array]
 
+    def found_with(self) -> Array:
+        """``(N)``, the score of the detection that each object was matched with; −1 for objects that are missed."""
+        found_by = self.objects["found_by"]
+        # Positions among an image's detections become positions among all.
+        first = np.repeat(self.found_starts[:-1], np.diff(self.object_starts))
+        scores = np.full(len(found_by), -1, dtype=np.int32)
+        is_found = found_by >= 0
+        scores[is_found] = self.found["scores"][(first + found_by)[is_found]]
+        return scores
+
     @staticmethod
     def of(images: Sequence[ImageOutcomes]) -> Overview:
         objects, found = [image.objects for image in images], [image.found for image in images]

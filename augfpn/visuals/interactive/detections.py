@@ -63,6 +63,10 @@ class DetectionView(View):
         return f"{type(self).__name__} of {self._names}: {len(self.image_names)} images"
 
     @property
+    def title(self) -> str:
+        return f"Detections of {self._names}"
+
+    @property
     def _names(self) -> str:
         return " and ".join(side.name for side in self.sides)
 
@@ -120,7 +124,7 @@ class DetectionView(View):
         objects, stop = overviews[0].objects, int(overviews[0].object_starts[num])
         return {
             "view": "detections",
-            "title": f"Detections of {self._names}",
+            "title": self.title,
             "classes": list(self.class_names),
             "threshold": round(100 * self.threshold),
             "masks": any(side.has_masks for side in self.sides),
@@ -211,13 +215,8 @@ def percents(scores: Array) -> Array:
 def _columns(overview: Overview, num: int) -> dict[str, str]:
     """The first ``num`` images as the module counts them."""
     stop, found = int(overview.found_starts[num]), overview.found
-    objects = int(overview.object_starts[num])
-    found_by = overview.objects["found_by"][:objects]
-    # Positions among an image's detections become positions among all.
-    first = np.repeat(overview.found_starts[:num], np.diff(overview.object_starts[: num + 1]))
-    found_with = np.full(objects, NEVER, dtype=np.uint8)
-    is_found = found_by >= 0
-    found_with[is_found] = percents(found["scores"][(first + found_by)[is_found]])
+    scores = overview.found_with()[: int(overview.object_starts[num])]
+    found_with = np.where(scores < 0, NEVER, percents(scores))
     return {
         "starts": encoded(overview.found_starts[: num + 1], "int32"),
         "labels": encoded(found["labels"][:stop], "uint16"),

@@ -16,7 +16,7 @@ from augfpn.engine.outcomes_file import Outcomes
 from augfpn.experiments.config import DataConfig
 from augfpn.ops.resize import resize
 from augfpn.structures import Images
-from augfpn.visuals.interactive.view import jpeg_url
+from augfpn.visuals.interactive.view import jpeg
 
 # Larger images are made smaller for the screen; boxes stay in the pixels of the whole one.
 LONGEST_SIDE = 1600
@@ -37,7 +37,7 @@ class ShownImage:
     def to_answer(self) -> dict[str, Any]:
         """The image as the module shows it."""
         height, width = self.size
-        return {"picture": jpeg_url(self.to_pil()), "width": width, "height": height}
+        return {"picture": f"data:image/jpeg;base64,{jpeg(self.to_pil())}", "width": width, "height": height}
 
     def to_pil(self) -> PILImage.Image:
         picture = PILImage.fromarray(self.pixels.permute(1, 2, 0).contiguous().numpy())

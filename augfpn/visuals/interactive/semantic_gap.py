@@ -129,6 +129,10 @@ class SemanticGapExplorer(View):
     def __repr__(self) -> str:
         return f"SemanticGapExplorer of {', '.join(names_of(self.runs))}: {len(self.dataset)} images"
 
+    @property
+    def title(self) -> str:
+        return f"The semantic gap of {', '.join(names_of(self.runs))}"
+
     def answer(self, request: Request) -> Answer:
         match request["what"]:
             case "header":
@@ -162,7 +166,7 @@ class SemanticGapExplorer(View):
         config = self.runs[0].config
         return {
             "view": "semantic-gap",
-            "title": f"The semantic gap of {', '.join(names)}",
+            "title": self.title,
             "scale": config.scale,
             "classes": [category.name for category in self.runs[0].categories],
             "measures": MEASURES,

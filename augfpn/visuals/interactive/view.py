@@ -16,7 +16,7 @@ import html
 import io
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from functools import cache
 from importlib import resources
 from typing import TYPE_CHECKING, Any
@@ -65,6 +65,11 @@ class View(ABC):
     Shown as the value of a notebook's cell it is a widget; a page of itself and a picture are kept with the notebook.
     """
 
+    @property
+    @abstractmethod
+    def title(self) -> str:
+        """What a page of it is called."""
+
     @abstractmethod
     def answer(self, request: Request) -> Answer:
         """What the module asks for. ``{"what": "header"}`` comes first; a UserError is shown to the reader."""
@@ -83,19 +88,20 @@ class View(ABC):
 
     def to_html(self, num_images: int = 50) -> str:
         """A page that opens from disk and needs no network: up to ``num_images`` images with all that can be asked."""
-        return self._page(self.to_fragment(num_images), asks="'none'")
+        return self._page(self._fragment(num_images, self._jpeg()), asks="'none'")
 
     def to_served_html(self, token: str) -> str:
         """A page that asks the command that served it, by `augfpn.visuals.interactive.server`."""
         return self._page(_element(f"serverSource({json.dumps(token)})"), asks="'self'")
 
-    def to_fragment(self, num_images: int) -> str:
-        """`to_html` as a part of another page. Until its script runs, it is the picture."""
+    def _fragment(self, num_images: int, picture: str) -> str:
+        """`to_html` as a part of another page. Until its script runs, it is the ``picture``, a JPEG in base64."""
         held = {_key({"what": "header"}): {"answer": self.held_header(num_images)}}
         held |= {_key(request): self._answer_or_error(request) for request in self.held_requests(num_images)}
         # Nothing in the data can end the element that it stands in.
         data = json.dumps(held).replace("<", "\\u003c")
-        return _element(f"pageSource({data})", self._fallback())
+        shown = f'<img src="data:image/jpeg;base64,{picture}" alt="{html.escape(repr(self))}">'
+        return _element(f"pageSource({data})", shown)
 
     def widget(self) -> ViewWidget:
         """A widget of the view, for use among other widgets; needs the extra ``notebooks``."""
@@ -110,8 +116,8 @@ class View(ABC):
 
     def kept_forms(self) -> dict[str, str]:
         """What a notebook keeps of the view for those without a kernel, by its kind: a page, a picture, a text."""
-        picture = base64.b64encode(_jpeg(self.picture())).decode()
-        return {"text/html": self.to_fragment(KEPT_IMAGES), "image/jpeg": picture, "text/plain": repr(self)}
+        picture = self._jpeg()
+        return {"text/html": self._fragment(KEPT_IMAGES, picture), "image/jpeg": picture, "text/plain": repr(self)}
 
     def _repr_mimebundle_(self, **_: Any) -> dict[str, Any]:
         try:
@@ -121,8 +127,7 @@ class View(ABC):
         return {**(live[0] if live else {}), **self.kept_forms()}
 
     def _page(self, element: str, asks: str) -> str:
-        title = self.answer({"what": "header"})["title"]
-        return _TEMPLATES.get_template("page.html").render(title=title, element=element, asks=asks)
+        return _TEMPLATES.get_template("page.html").render(title=self.title, element=element, asks=asks)
 
     def _answer_or_error(self, request: Request) -> Answer:
         try:
@@ -130,9 +135,8 @@ class View(ABC):
         except UserError as error:
             return {"error": str(error)}
 
-    def _fallback(self) -> str:
-        picture = self.picture()
-        return f'<img src="{jpeg_url(picture)}" width="{picture.width}" alt="{html.escape(repr(self))}">'
+    def _jpeg(self) -> str:
+        return jpeg(self.picture())
 
 
 def _element(source: str, fallback: str = "") -> str:
@@ -164,10 +168,9 @@ def position_in(request: Request, name: str, num: int) -> int:
     return position
 
 
-def encoded(values: Array | Iterable[float], kind: str) -> str:
+def encoded(values: Array, kind: str) -> str:
     """Numbers as the module reads them: little-endian bytes in base64; ``kind`` as in NumPy."""
-    array = np.asarray(values if isinstance(values, np.ndarray) else list(values))
-    return base64.b64encode(array.astype(np.dtype(kind).newbyteorder("<")).tobytes()).decode()
+    return base64.b64encode(values.astype(np.dtype(kind).newbyteorder("<")).tobytes()).decode()
 
 
 def rounded(weights: Array) -> str:
@@ -188,12 +191,8 @@ def names_of(runs: Sequence[Run]) -> list[str]:
     return [f"{name} ({run.path})" for name, run in zip(names, runs, strict=True)]
 
 
-def jpeg_url(picture: PILImage.Image) -> str:
-    """An image as it can stand in a page."""
-    return f"data:image/jpeg;base64,{base64.b64encode(_jpeg(picture)).decode()}"
-
-
-def _jpeg(picture: PILImage.Image) -> bytes:
+def jpeg(picture: PILImage.Image) -> str:
+    """An image as a JPEG in base64."""
     buffer = io.BytesIO()
     picture.convert("RGB").save(buffer, format="JPEG", quality=90)
-    return buffer.getvalue()
+    return base64.b64encode(buffer.getvalue()).decode()

@@ -134,6 +134,11 @@ class GapInImage {
     this.at = at;
     this.state.selected = null;
     this.maps = [null, null];
+    // Until the answer is there, nothing of the image before stands under this one's name.
+    this.image = null;
+    this.objects.replaceChildren();
+    for (const stage of [this.plain, ...this.stages]) stage.clear();
+    this.draw();
     let answer;
     try {
       answer = await this.source.request({ what: "image", image: at });
@@ -160,10 +165,9 @@ class GapInImage {
   fail(error) {
     this.fault.textContent = error.message;
     this.fault.hidden = false;
-    this.image = null;
-    this.objects.replaceChildren();
-    for (const stage of [this.plain, ...this.stages]) stage.clear();
-    this.draw();
+    // It may be asked for again.
+    this.at = undefined;
+    for (const stage of [this.plain, ...this.stages]) stage.empty();
   }
 
   // The maps of the chosen runs, one after the other: the first of a run takes its time.
