@@ -182,7 +182,7 @@ RATIOS = {"levels", "shares", "means", "counts"}
         pytest.param("asf_weights", {"run": "augfpn", "images": 2}, 2, RUN | {"rois", "contexts"}, marks=SLOW),
         pytest.param("asf_weights", {"run": "fpn", "images": 2}, 2, RUN | {"rois", "contexts"}, marks=SLOW),
         ("detection_viewer", {"run": "fpn", "other": "augfpn", "live_images": 2}, 0, VIEWER),
-        pytest.param("detection_viewer", {"run": "augfpn", "losses": True}, 0, VIEWER, marks=SLOW),
+        pytest.param("detection_viewer", {"run": "augfpn", "other": None, "losses": True}, 0, VIEWER, marks=SLOW),
         ("runtime", {"runs": ".", "rounds": 2, "steps": 1, "images": 2}, 1, {"scale", "runs"}),
     ],
     ids=str,
