@@ -1,14 +1,9 @@
 import importlib.metadata
 import json
-import signal
-import subprocess
-import sys
-import time
 from dataclasses import replace
 
 import pytest
 import torch
-from safetensors.torch import load_file
 
 from augfpn.data import open_dataset, training_batches
 from augfpn.engine import Execution, Run, train
@@ -20,36 +15,6 @@ from augfpn.experiments import plan
 from augfpn.experiments.config import TrainingConfig
 
 CPU = torch.device("cpu")
-
-
-def command(out, steps, *more):
-    return [
-        sys.executable, "-m", "augfpn", "train", "table2/cs+rfa+srs", "--scale", "smoke", "--steps", str(steps),
-        "--device", "cpu", "--out", str(out), *more,
-    ]  # fmt: skip
-
-
-def test_a_run_killed_in_the_middle_and_resumed_ends_with_the_same_weights_to_the_bit(tmp_path):
-    undisturbed, killed = tmp_path / "undisturbed", tmp_path / "killed"
-    subprocess.run(command(undisturbed, 30), check=True, capture_output=True)
-    process = subprocess.Popen(command(killed, 30), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    while len(Run(killed).history()) < 11:
-        assert process.poll() is None, "the run ended before it could be killed"
-        time.sleep(0.005)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    assert not Run(killed).is_trained
-    assert list((killed / "checkpoints").glob("step_*.pt"))
-
-    subprocess.run(command(killed, 30, "--resume"), check=True, capture_output=True)
-    expected, actual = load_file(Run(undisturbed).weights), load_file(Run(killed).weights)
-    assert expected.keys() == actual.keys()
-    assert all(torch.equal(expected[name], actual[name]) for name in expected)
-    assert Run(killed).metrics["AP"] == Run(undisturbed).metrics["AP"]
-    assert [line["step"] for line in Run(killed).history()] == list(range(1, 31))
-    losses = [[line["loss"] for line in Run(path).history()] for path in (undisturbed, killed)]
-    assert losses[0] == losses[1]
-    assert len(Run(killed).provenance["resumed"]) == 1
 
 
 @pytest.fixture(scope="module")
