@@ -1,7 +1,11 @@
-"""Reading image files of every kind as RGB: greyscale, CMYK, palettes, transparency, 16 bits, rotated by EXIF."""
+"""Reading image files of every kind as RGB: greyscale, CMYK, palettes, transparency, 16 bits, rotated by EXIF.
+
+Of an animation it is the first picture. EXIF data and colour profiles that cannot be read count as none.
+"""
 
 from __future__ import annotations
 
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,6 +17,9 @@ from torch import Tensor
 
 from augfpn.errors import UserError
 
+# What is read, whatever a file is called. Pillow knows more, but gives EPS to Ghostscript, which runs what is in the
+# file, and takes a JPEG 2000 that ends before its pixels for whole.
+FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TGA", "TIFF", "WEBP")
 # The EXIF orientations by which width and height change places.
 ORIENTATION_TAG, TURNED = 0x0112, {5, 6, 7, 8}
 # How a whole file of a format ends, allowing for some bytes behind it.
@@ -28,14 +35,12 @@ def read_image(path: Path, size: tuple[int, int] | None = None) -> Tensor:
     """The image as ``(3, H, W)`` uint8, RGB.
 
     A rotation in the EXIF data is applied, as viewers and most annotation tools do, unless the annotated ``size``
-    (height, width) fits the unrotated image only.
+    (height, width) fits the unrotated image only. An ImageError if it fits neither.
     """
     with _opened(path) as opened:
         image = _upright(opened, size)
-        if image.mode.startswith("I"):
-            # 16 bits a pixel; Pillow's own conversion would clip instead of scale.
-            image = Image.fromarray((np.asarray(image).astype(np.int64) >> 8).clip(0, 255).astype(np.uint8))
-        pixels = np.array(image.convert("RGB"))
+        _check_size(image.size, size)
+        pixels = np.array(_eight_bits(image).convert("RGB"))
     return torch.from_numpy(pixels).permute(2, 0, 1).contiguous()
 
 
@@ -48,8 +53,8 @@ def check_image(path: Path, size: tuple[int, int]) -> None:
         width, height = image.size
         turned = image.getexif().get(ORIENTATION_TAG) in TURNED
         format = image.format or ""
-    if size != (height, width) and not (turned and size == (width, height)):
-        raise ImageError(f"the image is {width} × {height} pixels, but annotated as {size[1]} × {size[0]}.")
+        if not (turned and size == (width, height)):
+            _check_size(image.size, size)
     with path.open("rb") as file:
         file.seek(-min(TAIL_BYTES, path.stat().st_size), 2)
         if format not in ENDS or ENDS[format] not in file.read():
@@ -61,16 +66,36 @@ def check_image(path: Path, size: tuple[int, int]) -> None:
 def _opened(path: Path) -> Iterator[Image.Image]:
     """The file opened by Pillow; what Pillow raises while it is read becomes an ImageError."""
     try:
-        with Image.open(path) as image:
+        _check_ordinary(path)
+        with Image.open(path, formats=FORMATS) as image:
             yield image
+    except ImageError:
+        raise
     except FileNotFoundError as error:
         raise ImageError("there is no such file.") from error
-    except IsADirectoryError as error:
-        raise ImageError("this is a folder, not an image file.") from error
     except UnidentifiedImageError as error:
-        raise ImageError("not an image in a known format.") from error
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise ImageError(f"not an image in a known format ({', '.join(FORMATS)}).") from error
+    except Exception as error:
+        # Besides its own, Pillow's decoders raise whatever they come upon: struct.error, EOFError, KeyError …
+        if isinstance(error, OSError) and error.strerror:
+            raise ImageError(f"the file cannot be opened: {error.strerror}.") from error
         raise ImageError(f"the image cannot be read ({error}); it may be truncated.") from error
+
+
+def _check_ordinary(path: Path) -> None:
+    """An ImageError for what is there but no file; a pipe would be waited for without an end."""
+    mode = path.stat().st_mode
+    if stat.S_ISDIR(mode):
+        raise ImageError("this is a folder, not an image file.")
+    if not stat.S_ISREG(mode):
+        raise ImageError("this is a pipe or a device, not an image file.")
+
+
+def _check_size(found: tuple[int, int], size: tuple[int, int] | None) -> None:
+    """An ImageError if an image of ``found`` (width, height) was annotated with another (height, width)."""
+    width, height = found
+    if size is not None and size != (height, width):
+        raise ImageError(f"the image is {width} × {height} pixels, but annotated as {size[1]} × {size[0]}.")
 
 
 def _upright(image: Image.Image, size: tuple[int, int] | None) -> Image.Image:
@@ -78,3 +103,13 @@ def _upright(image: Image.Image, size: tuple[int, int] | None) -> Image.Image:
     if size is None or turned.size == (size[1], size[0]):
         return turned
     return image
+
+
+def _eight_bits(image: Image.Image) -> Image.Image:
+    """16 bits a pixel scaled to 8, which Pillow would clip. What has no known range is an ImageError."""
+    if not image.mode.startswith(("I", "F")):
+        return image
+    values = np.asarray(image)
+    if image.mode == "F" or values.min() < 0 or values.max() > np.iinfo(np.uint16).max:
+        raise ImageError("its pixels have more than 16 bits, and nobody knows which value is white; convert them to 8.")
+    return Image.fromarray((values.astype(np.int64) >> 8).astype(np.uint8))

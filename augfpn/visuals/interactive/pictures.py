@@ -67,12 +67,6 @@ class Pictures:
         path = self._outcomes.folder / self._outcomes.names[position]
         size = self._outcomes.sizes[position]
         try:
-            shown = ShownImage(read_image(path, size))
+            return ShownImage(read_image(path, size))
         except ImageError as error:
             raise DataError(f"{path}: {error}") from error
-        if shown.size != size:
-            (height, width), (wanted_height, wanted_width) = shown.size, size
-            raise DataError(
-                f"{path}: the image is {width} × {height} pixels, but annotated as {wanted_width} × {wanted_height}."
-            )
-        return shown
