@@ -17,7 +17,7 @@ from torch import Tensor
 
 from augfpn.data.coco_format import CocoBox, CocoImage, DataError, find_split, read_annotations, refuse_any
 from augfpn.data.dataset import DataProblem, Sample
-from augfpn.data.images import ImageError, check_image, read_image
+from augfpn.data.images import ImageError, check_image, image_path, read_image
 from augfpn.data.segmentations import decode
 
 
@@ -93,7 +93,7 @@ class CocoDataset:
         image = self._images[index]
         path = self.folder / image.file_name
         try:
-            pixels = read_image(path, (image.height, image.width))
+            pixels = read_image(image_path(self.folder, image.file_name), (image.height, image.width))
         except ImageError as error:
             raise DataError(f"{path}: {error}") from error
         objects = slice(self._starts[index], self._starts[index + 1])
@@ -122,7 +122,7 @@ def _image_problems(folder: Path, images: tuple[CocoImage, ...]) -> list[DataPro
     problems = []
     for image in images:
         try:
-            check_image(folder / image.file_name, (image.height, image.width))
+            check_image(image_path(folder, image.file_name), (image.height, image.width))
         except ImageError as error:
             problems.append(DataProblem(str(folder / image.file_name), str(error)))
     return problems

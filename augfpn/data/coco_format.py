@@ -123,7 +123,7 @@ def _load(path: Path, ignored: Sequence[str] = ()) -> dict[str, Any]:
         raise DataError(f"{path}: the file is empty; expected JSON with images, annotations and categories.")
     try:
         content = json.loads(text)
-    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:
         raise DataError(f"{path}: not valid JSON ({error}); the file may be truncated.") from error
     if not isinstance(content, dict):
         raise DataError(f"{path}: expected an object with images, annotations and categories, not {_shown(content)}.")

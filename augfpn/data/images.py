@@ -5,6 +5,7 @@ Of an animation it is the first picture. EXIF data and colour profiles that cann
 
 from __future__ import annotations
 
+import os
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -29,6 +30,13 @@ TAIL_BYTES = 64
 
 class ImageError(UserError):
     """What is wrong with an image file; the message does not repeat its name."""
+
+
+def image_path(folder: Path, name: str) -> Path:
+    """The file of a name in an annotation file; an ImageError if that leads out of the folder of the images."""
+    if Path(name).is_absolute() or Path(os.path.normpath(name)).parts[:1] == ("..",):
+        raise ImageError("the file name leads out of the folder of the images.")
+    return folder / name
 
 
 def read_image(path: Path, size: tuple[int, int] | None = None) -> Tensor:
