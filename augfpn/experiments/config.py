@@ -338,7 +338,7 @@ class TrainingConfig:
             f"milestones must be between 0 and 1, not {self.milestones}.",
         )
         require(self.warmup_steps >= 0, f"warmup_steps must not be negative, but is {self.warmup_steps}.")
-        require(self.num_workers >= 0, f"num_workers must not be negative, but is {self.num_workers}.")
+        require(0 <= self.num_workers <= 1024, f"num_workers must be 0 to 1024, not {self.num_workers}.")
 
     @property
     def scaled_learning_rate(self) -> float:
