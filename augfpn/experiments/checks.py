@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from math import inf
 from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 import dacite
@@ -17,12 +18,12 @@ def require(condition: bool, message: str) -> None:
         raise UserError(message)
 
 
-def require_positive(config: Any, *names: str, most: float = 2**31 - 1) -> None:
-    """Every field is None or a number above 0, and at most ``most``."""
+def require_positive(config: Any, *names: str, most: int = 2**31 - 1) -> None:
+    """Every field is None, a finite number above 0, or an integer from 1 to ``most``."""
     for name in names:
         value = getattr(config, name)
-        require(value is None or value > 0, f"{name} must be positive, not {value}.")
-        require(value is None or value <= most, f"{name} must be at most {most}, not {value}.")
+        require(value is None or 0 < value < inf, f"{name} must be positive, not {value}.")
+        require(not isinstance(value, int) or value <= most, f"{name} must be at most {most}, not {value}.")
 
 
 def require_fraction(config: Any, *names: str) -> None:
