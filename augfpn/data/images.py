@@ -24,6 +24,16 @@ class ImageError(UserError):
     """What is wrong with an image file; the message does not repeat its name."""
 
 
+class ImageSizeError(ImageError):
+    """An image of another size than annotated. ``size``: its height and width, upright."""
+
+    def __init__(self, size: tuple[int, int], annotated: tuple[int, int], stored: tuple[int, int]) -> None:
+        super().__init__(
+            f"the image is {stored[1]} × {stored[0]} pixels, but annotated as {annotated[1]} × {annotated[0]}."
+        )
+        self.size = size
+
+
 def read_image(path: Path, size: tuple[int, int] | None = None) -> Tensor:
     """The image as ``(3, H, W)`` uint8, RGB.
 
@@ -39,17 +49,22 @@ def read_image(path: Path, size: tuple[int, int] | None = None) -> Tensor:
     return torch.from_numpy(pixels).permute(2, 0, 1).contiguous()
 
 
-def check_image(path: Path, size: tuple[int, int]) -> None:
+def check_image(path: Path, size: tuple[int, int], *, whole: bool = False) -> None:
     """Raises an ImageError if the file is missing, no image, truncated, or not of the annotated (height, width).
 
-    Only the header and the end are read, so that a large data set is checked in seconds.
+    Only the header and the end are read, so that a large data set is checked in seconds; ``whole``: all pixels, and
+    damage in the middle of a file is found, too.
     """
     with _opened(path) as image:
         width, height = image.size
         turned = image.getexif().get(ORIENTATION_TAG) in TURNED
         format = image.format or ""
     if size != (height, width) and not (turned and size == (width, height)):
-        raise ImageError(f"the image is {width} × {height} pixels, but annotated as {size[1]} × {size[0]}.")
+        upright = (width, height) if turned else (height, width)
+        raise ImageSizeError(upright, annotated=size, stored=(height, width))
+    if whole:
+        read_image(path, size)
+        return
     with path.open("rb") as file:
         file.seek(-min(TAIL_BYTES, path.stat().st_size), 2)
         if format not in ENDS or ENDS[format] not in file.read():
