@@ -6,10 +6,12 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import math
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -121,14 +123,15 @@ def read_annotations(path: Path, masks: bool = False, annotated: bool = True) ->
 
 def examine(path: Path, segmentations: Segmentations = "ignored", annotated: bool = True) -> Examined:
     """Everything that is wrong with an annotation file, and what of it can be used. Raises nothing."""
-    try:
-        content = _load(path)
-    except _FaultError as fault:
-        empty: dict[str, Any] = {name: [] for name in LISTS}
-        return Examined(empty, [], [], [], [Finding(str(path), fault.what, fault.kind)])
-    if not annotated:
-        content["annotations"] = []
-    return examine_content(content, str(path), segmentations)
+    with no_garbage():
+        try:
+            content = _load(path)
+        except _FaultError as fault:
+            empty: dict[str, Any] = {name: [] for name in LISTS}
+            return Examined(empty, [], [], [], [Finding(str(path), fault.what, fault.kind)])
+        if not annotated:
+            content["annotations"] = []
+        return examine_content(content, str(path), segmentations)
 
 
 def examine_content(content: dict[str, Any], where: str, segmentations: Segmentations = "ignored") -> Examined:
@@ -205,15 +208,13 @@ class _Objects:
             return None
         x1, y1 = max(x, 0.0), max(y, 0.0)
         x2, y2 = min(x + width, float(image.width)), min(y + height, float(image.height))
-        name = printable(image.file_name)
-        where = f", bbox {[x, y, width, height]} in {name} of {image.width} × {image.height}"
         if width < SMALLEST or height < SMALLEST:
-            raise _FaultError("box-no-area", "the box has no area; dropped.", where)
+            raise _FaultError("box-no-area", "the box has no area; dropped.", _box_place(entry, image))
         if x2 - x1 < SMALLEST or y2 - y1 < SMALLEST:
-            raise _FaultError("box-outside", "the box is outside its image; dropped.", where)
+            raise _FaultError("box-outside", "the box is outside its image; dropped.", _box_place(entry, image))
         mask = self._mask(position, entry, image)
         if max(x1 - x, y1 - y, x + width - x2, y + height - y2) > ROUNDING:
-            where = f"{_place('annotations', position, entry)}{where}"
+            where = f"{_place('annotations', position, entry)}{_box_place(entry, image)}"
             what = "the box leaves its image; cut to it."
             self.findings.append(Finding(where, what, "box-cut", ("annotations", position)))
         return CocoBox(image_id, category_id, (x1, y1, x2, y2), bool(is_crowd), entry, mask)
@@ -300,6 +301,18 @@ def refuse_any(path: Path, problems: Sequence[DataProblem]) -> None:
         lines = "".join(f"\n  {problem}" for problem in problems[:SHOWN])
         more = f"\n  … and {len(problems) - SHOWN} more" if len(problems) > SHOWN else ""
         raise DataError(f"{path}: {len(problems)} problem{'s' if len(problems) > 1 else ''}:{lines}{more}")
+
+
+@contextmanager
+def no_garbage() -> Iterator[None]:
+    """Python looks for garbage among new objects; among millions that all stay, for as long as it takes to make them."""
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
 
 
 class _FaultError(Exception):
@@ -455,6 +468,10 @@ def _usable(entries: list[Entry | None]) -> list[Entry]:
 def _place(name: str, position: int, entry: Any) -> str:
     where = f"{name}[{position}]"
     return f"{where} (id {shown(entry['id'])})" if isinstance(entry, dict) and "id" in entry else where
+
+
+def _box_place(entry: Any, image: CocoImage) -> str:
+    return f", bbox {_bbox(entry)} in {printable(image.file_name)} of {image.width} × {image.height}"
 
 
 def shown(value: Any) -> str:
