@@ -9,9 +9,9 @@ from __future__ import annotations
 import gc
 import json
 import math
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -236,6 +236,23 @@ class _Objects:
         return mask if self.segmentations == "needed" else None
 
 
+def boxes_as_listed(annotations: list[Any]) -> dict[int, list[list[float]]]:
+    """By their image's id, all boxes (x, y, width, height) that have four numbers, whatever else is wrong with them."""
+    boxes = defaultdict(list)
+    for entry in annotations:
+        with suppress(_FaultError):
+            boxes[_integer(entry, "image_id")].append(_bbox(entry))
+    return boxes
+
+
+def id_of(entry: Any, name: str = "id") -> int | None:
+    """An id of an entry; None where there is none that can be used."""
+    try:
+        return _integer(entry, name)
+    except _FaultError:
+        return None
+
+
 def without_segmentation(examined: Examined) -> int:
     """How many objects have none at all, as in data sets of boxes only."""
     return sum(_is_without(box.entry.get("segmentation")) for box in _usable(examined.boxes))
@@ -305,7 +322,7 @@ def refuse_any(path: Path, problems: Sequence[DataProblem]) -> None:
 
 @contextmanager
 def no_garbage() -> Iterator[None]:
-    """Python looks for garbage among new objects; among millions that all stay, for as long as it takes to make them."""
+    """Python looks for garbage among new objects; among millions that all stay, it takes longer than to make them."""
     was_enabled = gc.isenabled()
     gc.disable()
     try:
@@ -431,13 +448,7 @@ def _is_without(segmentation: Any) -> bool:
 
 def _ids(entries: list[Any]) -> set[int]:
     """The ids of entries, also of those that are broken otherwise."""
-    ids = set()
-    for entry in entries:
-        try:
-            ids.add(_integer(entry, "id"))
-        except _FaultError:
-            continue
-    return ids
+    return {id for id in map(id_of, entries) if id is not None}
 
 
 def _repeated(ids: list[int], name: str, kind: str) -> list[Finding]:
@@ -446,15 +457,10 @@ def _repeated(ids: list[int], name: str, kind: str) -> list[Finding]:
 
 def _numbering(annotations: list[Any]) -> list[Finding]:
     """Of annotations nobody needs the ids but other programs: training numbers them anew."""
-    ids, without = [], []
-    for position, entry in enumerate(annotations):
-        try:
-            ids.append(_integer(entry, "id"))
-        except _FaultError:
-            # What is no object at all is reported as that.
-            if isinstance(entry, dict):
-                without.append(position)
-    findings = _repeated(ids, "annotations", "repeated-annotation-id")
+    ids = [id_of(entry) for entry in annotations]
+    findings = _repeated([id for id in ids if id is not None], "annotations", "repeated-annotation-id")
+    # What is no object at all is reported as that.
+    without = [position for position, id in enumerate(ids) if id is None and isinstance(annotations[position], dict)]
     if without:
         what = f"of {len(annotations)} objects, {len(without)} have no id that is an integer; numbered anew."
         findings.append(Finding("annotations", what, "missing-annotation-id", ("annotations", without[0])))
