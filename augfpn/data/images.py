@@ -32,6 +32,16 @@ class ImageError(UserError):
     """What is wrong with an image file; the message does not repeat its name."""
 
 
+class ImageSizeError(ImageError):
+    """An image of another size than annotated. ``size``: its height and width, upright."""
+
+    def __init__(self, size: tuple[int, int], annotated: tuple[int, int], stored: tuple[int, int]) -> None:
+        super().__init__(
+            f"the image is {stored[1]} × {stored[0]} pixels, but annotated as {annotated[1]} × {annotated[0]}."
+        )
+        self.size = size
+
+
 def image_path(folder: Path, name: str) -> Path:
     """The file of a name in an annotation file; an ImageError if that leads out of the folder of the images."""
     if Path(name).is_absolute() or Path(os.path.normpath(name)).parts[:1] == ("..",):
@@ -46,23 +56,24 @@ def read_image(path: Path, size: tuple[int, int] | None = None) -> Tensor:
     (height, width) fits the unrotated image only. An ImageError if it fits neither.
     """
     with _opened(path) as opened:
-        image = _upright(opened, size)
-        _check_size(image.size, size)
-        pixels = np.array(_eight_bits(image).convert("RGB"))
+        if size is not None:
+            _check_size(opened, size)
+        pixels = np.array(_eight_bits(_upright(opened, size)).convert("RGB"))
     return torch.from_numpy(pixels).permute(2, 0, 1).contiguous()
 
 
-def check_image(path: Path, size: tuple[int, int]) -> None:
+def check_image(path: Path, size: tuple[int, int], *, whole: bool = False) -> None:
     """Raises an ImageError if the file is missing, no image, truncated, or not of the annotated (height, width).
 
-    Only the header and the end are read, so that a large data set is checked in seconds.
+    Only the header and the end are read, so that a large data set is checked in seconds; ``whole``: all pixels, and
+    damage in the middle of a file is found, too.
     """
     with _opened(path) as image:
-        width, height = image.size
-        turned = image.getexif().get(ORIENTATION_TAG) in TURNED
         format = image.format or ""
-        if not (turned and size == (width, height)):
-            _check_size(image.size, size)
+        _check_size(image, size)
+    if whole:
+        read_image(path, size)
+        return
     with path.open("rb") as file:
         file.seek(-min(TAIL_BYTES, path.stat().st_size), 2)
         if format not in ENDS or ENDS[format] not in file.read():
@@ -99,11 +110,12 @@ def _check_ordinary(path: Path) -> None:
         raise ImageError("this is a pipe or a device, not an image file.")
 
 
-def _check_size(found: tuple[int, int], size: tuple[int, int] | None) -> None:
-    """An ImageError if an image of ``found`` (width, height) was annotated with another (height, width)."""
-    width, height = found
-    if size is not None and size != (height, width):
-        raise ImageError(f"the image is {width} × {height} pixels, but annotated as {size[1]} × {size[0]}.")
+def _check_size(image: Image.Image, size: tuple[int, int]) -> None:
+    """An ImageSizeError if an image fits the annotated (height, width) neither as it is stored nor upright."""
+    stored = image.height, image.width
+    upright = stored[::-1] if image.getexif().get(ORIENTATION_TAG) in TURNED else stored
+    if size not in (stored, upright):
+        raise ImageSizeError(upright, annotated=size, stored=stored)
 
 
 def _upright(image: Image.Image, size: tuple[int, int] | None) -> Image.Image:

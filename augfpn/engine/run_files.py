@@ -62,8 +62,8 @@ def read_history(path: Path) -> list[dict[str, float]]:
             break
         try:
             line = json.loads(text)
-            whole = "step" in line.keys() and all(map(_is_number, line.values()))
-        except (AttributeError, ValueError, RecursionError):
+            whole = "step" in line and all(map(_is_number, line.values()))
+        except (AttributeError, TypeError, ValueError, RecursionError):
             whole = False
         if not whole:
             raise _damaged(path, f"line {number} must have numbers, 'step' among them, and is {text[:80]!r}")
