@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from json import dumps
 from pathlib import Path
@@ -10,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Optional
 
 import typer
 
-from augfpn.errors import UserError
+from augfpn.errors import REQUEUE, Interrupted, UserError
 from augfpn.experiments import EXPERIMENTS, SCALES, find_experiment, plan
 from augfpn.experiments.config import differences
 from augfpn.experiments.listing import Result, as_text, entries
@@ -61,16 +60,45 @@ def train(
         Optional[Literal["pytorch", "caffe"]],  # noqa: UP045
         typer.Option(help="What those weights are for: caffe for Detectron's and mmcv's *_caffe files."),
     ] = None,
+    precision: Annotated[
+        Optional[Literal["fp32", "bf16"]],  # noqa: UP045
+        typer.Option(help="bf16: mixed precision, with weights in fp32."),
+    ] = None,
     resume: Annotated[bool, typer.Option(help="Go on where an interrupted run was.")] = False,
-    keep_checkpoints: Annotated[bool, typer.Option(help="Keep all of them, not just the last two.")] = False,
+    keep_checkpoints: Annotated[
+        bool, typer.Option(help="Keep all of them, not just the last two and the best.")
+    ] = False,
+    evaluate_every: Annotated[
+        Optional[int],  # noqa: UP045
+        typer.Option(min=1, help="Evaluate after so many steps, too, and keep the best checkpoint."),
+    ] = None,
+    devices: Annotated[
+        int, typer.Option(min=1, help="GPUs, or processes on a CPU, to share each batch; torchrun starts them.")
+    ] = 1,
+    parts: Annotated[int, typer.Option(min=1, help="Of a batch, one after the other, where memory is short.")] = 1,
+    recompute: Annotated[
+        bool, typer.Option(help="Activation checkpointing of the backbone: less memory, more time.")
+    ] = False,
+    workers: Annotated[
+        Optional[int],  # noqa: UP045
+        typer.Option(min=0, help="Processes that load images, a device; 0: none but the training's own."),
+    ] = None,
+    timeout: Annotated[
+        float, typer.Option(help="Seconds after which a device that does not answer is an error.")
+    ] = 1800,
     device: Device = None,
 ) -> None:
-    """Trains an experiment of the paper at a scale, evaluates it, and prints its figures."""
-    from augfpn.engine import evaluate, train
+    """Trains an experiment of the paper at a scale, evaluates it, and prints its figures.
 
-    # torchrun says so, which `augfpn reproduce --devices` and notebooks start it by.
-    if int(os.environ.get("WORLD_SIZE", 1)) > 1:
-        raise UserError("Training on several devices is not there yet; run it on one.")
+    On several machines: torchrun --nnodes 2 --nproc-per-node 8 … -m augfpn train …, with a run directory that all see.
+    Ctrl-C, SIGTERM and SIGUSR1 write a checkpoint and end it with the status 99; --resume goes on.
+    """
+    from augfpn.engine import Execution, evaluate, train
+    from augfpn.engine.launch import on_devices
+    from augfpn.engine.ranks import is_rank, joined
+
+    if devices > 1 and not is_rank():
+        raise typer.Exit(on_devices(devices, sys.argv[1:], _device(device)))
     config = plan(
         experiment,
         scale,
@@ -83,14 +111,25 @@ def train(
         learning_rate=learning_rate,
         backbone_weights=backbone_weights,
         backbone_style=backbone_style,
+        precision=precision,
     )
-    if config.experiment != experiment:
-        print(f"{experiment} is the same model as {config.experiment}: one run, which has that name.")
     path = out or default_run_path(experiment, scale, seed)
-    run = train(config, path, resume=resume, keep_checkpoints=keep_checkpoints, device=_device(device))
-    if not run.is_evaluated:
-        evaluate(run, _device(device))
-    _print_figures(run.path)
+    execution = Execution(
+        parts=parts,
+        recompute=recompute,
+        workers=workers,
+        keep_checkpoints=keep_checkpoints,
+        evaluate_every=evaluate_every,
+    )
+    with joined(_device(device), timeout) as (ranks, own):
+        if config.experiment != experiment and ranks.is_main:
+            print(f"{experiment} is the same model as {config.experiment}: one run, which has that name.")
+        run = train(config, path, resume=resume, execution=execution, device=own, ranks=ranks)
+        # Of one answer: while some look, the main one may already have finished.
+        if not ranks.gather(run.is_evaluated)[0]:
+            evaluate(run, own, ranks=ranks)
+    if ranks.is_main:
+        _print_figures(run.path)
 
 
 @app.command()
@@ -180,7 +219,7 @@ def reproduce(
     ] = None,
     out: Annotated[Optional[str], typer.Option(help="The folder for everything; by default runs/SCALE.")] = None,  # noqa: UP045
     data: Annotated[Optional[str], typer.Option(help="A folder in COCO's layout.")] = None,  # noqa: UP045
-    devices: Annotated[int, typer.Option(help="Of each training, by torchrun; so far, trainings refuse several.")] = 1,
+    devices: Annotated[int, typer.Option(help="Of each training, which share its batches.")] = 1,
     profile: Annotated[
         Optional[str],  # noqa: UP045
         typer.Option(help="slurm, kubernetes, or a Snakemake profile of your own; by default on this machine."),
@@ -554,9 +593,12 @@ def _print_figures(path: Path) -> None:
 def main() -> None:
     try:
         app()
-    except (UserError, FloatingPointError) as error:
+    except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
+    except Interrupted as interrupted:
+        print(interrupted, file=sys.stderr)
+        sys.exit(REQUEUE)
 
 
 if __name__ == "__main__":

@@ -1,12 +1,17 @@
-"""Files and folders that are whole or not there: they are written under another name first, and then renamed."""
+"""Files and folders that are whole or not there: they are written under another name first, and then renamed.
+
+Also files of lines, which grow by a line at a time; the last one may have been cut off.
+"""
 
 from __future__ import annotations
 
+import errno
 import json
 import math
 import os
+import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -16,6 +21,20 @@ from augfpn.errors import UserError
 # In every folder that was written whole: such a folder may be replaced.
 MARKER = ".written-by-augfpn"
 
+# What a disk can have against being written to, and what to do.
+_REMEDIES = {
+    errno.ENOSPC: "Free some space",
+    errno.EDQUOT: "Free some space, or have the quota raised",
+    errno.EFBIG: "Have the limit on the size of files raised",
+    errno.EROFS: "Choose another folder",
+    errno.EACCES: "Choose another folder, or have its permissions changed",
+    errno.EIO: "Look after the disk",
+}
+
+
+class WriteError(UserError, OSError):
+    """A file that could not be written; the one that was there before, if any, is as it was."""
+
 
 @contextmanager
 def written_whole(path: Path) -> Iterator[Path]:
@@ -23,12 +42,20 @@ def written_whole(path: Path) -> Iterator[Path]:
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        yield temporary
-        with temporary.open("rb") as file:
-            os.fsync(file.fileno())
-        temporary.replace(path)
+        with _explained(path):
+            yield temporary
+            _sync(temporary)
+            temporary.replace(path)
+            # The name, too: what was there before may be removed next.
+            _sync(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Removes what `written_whole` had begun below a folder when it was killed, for whoever has the folder alone."""
+    for leftover in folder.rglob(".*.[0-9]*.tmp"):
+        leftover.unlink(missing_ok=True)
 
 
 @contextmanager
@@ -69,6 +96,23 @@ def write_json(path: Path, value: Any, indent: int | None = None) -> Path:
     return write_text(path, json.dumps(value, indent=indent))
 
 
+def append_line(path: Path, line: dict[str, Any]) -> None:
+    with _explained(path), path.open("a", encoding="utf-8") as file:
+        file.write(json.dumps(line) + "\n")
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """The lines of a file, if there is one. A last line that is being written, or was cut off, is left out."""
+    lines = path.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True) if path.exists() else []
+    return [_parsed(path, number, line) for number, line in enumerate(lines, start=1) if line.endswith("\n")]
+
+
+def keep_lines(path: Path, is_kept: Callable[[dict[str, Any]], bool]) -> None:
+    """Takes the other lines out of a file, if there is one."""
+    if path.exists():
+        write_text(path, "".join(json.dumps(line) + "\n" for line in read_lines(path) if is_kept(line)))
+
+
 def without_nan(value: Any) -> Any:
     """JSON has neither NaN nor infinity: None in their place, in lists and dictionaries, too.
 
@@ -80,3 +124,37 @@ def without_nan(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [without_nan(item) for item in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+@contextmanager
+def _explained(path: Path) -> Iterator[None]:
+    """What the disk has against writing to ``path`` becomes a WriteError."""
+    try:
+        yield
+    except Exception as error:
+        # Libraries in other languages only say it in words.
+        named = re.search(r"\(os error (\d+)\)", str(error))
+        number = int(named[1]) if named else getattr(error, "errno", None)
+        if number not in _REMEDIES:
+            raise
+        raise WriteError(
+            f"{path} cannot be written: {os.strerror(number)}. {_REMEDIES[number]}, and start again."
+        ) from error
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _parsed(path: Path, number: int, line: str) -> dict[str, Any]:
+    try:
+        content = json.loads(line)
+    except ValueError as error:
+        raise UserError(f"{path}, line {number} cannot be read: {error}") from error
+    if not isinstance(content, dict):
+        raise UserError(f"{path}, line {number}: expected an object, found {line.strip()[:80]}.")
+    return content

@@ -29,8 +29,8 @@ class ExperimentParameters:
     """Parameters of ``experiment.ipynb``.
 
     ``run``: the run directory, by default named after the others. ``data``: a folder in COCO's layout, by default the
-    scale's synthetic images. ``steps``: in the place of the scale's. ``devices``: with more than one, torchrun starts
-    the training. ``result``: a file for the figures.
+    scale's synthetic images. ``steps``: in the place of the scale's. ``devices``: which share
+    each batch. ``result``: a file for the figures.
     """
 
     experiment: str
@@ -55,12 +55,11 @@ class ExperimentParameters:
 
     def training_command(self) -> list[str]:
         """The command that trains the run, and goes on with it where it was interrupted."""
-        torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(self.devices)]
-        command = [sys.executable, *(torchrun if self.devices > 1 else []), "-m", "augfpn", "train", self.experiment]
-        command += ["--scale", self.scale]
+        command = [sys.executable, "-m", "augfpn", "train", self.experiment, "--scale", self.scale]
         command += ["--seed", str(self.seed), "--out", str(self.run_path), "--resume"]
         command += ["--data", self.data] if self.data is not None else []
         command += ["--steps", str(self.steps)] if self.steps is not None else []
+        command += ["--devices", str(self.devices)] if self.devices > 1 else []
         return command
 
 

@@ -13,7 +13,7 @@ import papermill as papermill_api
 import pytest
 import torch
 
-from augfpn.engine import Run, evaluate, train
+from augfpn.engine import Execution, Run, evaluate, train
 from augfpn.errors import UserError
 from augfpn.experiments import plan
 from augfpn.parameters import (
@@ -152,7 +152,9 @@ def test_the_tour_trains_its_own_run_and_shows_each_idea(tmp_path, monkeypatch):
 def runs(tmp_path_factory):
     folder = tmp_path_factory.mktemp("runs")
     for name, id in (("fpn", "table2/baseline"), ("augfpn", "table2/cs+rfa+srs")):
-        run = train(plan(id, "smoke"), folder / name, keep_checkpoints=True, device=torch.device("cpu"))
+        run = train(
+            plan(id, "smoke"), folder / name, execution=Execution(keep_checkpoints=True), device=torch.device("cpu")
+        )
         evaluate(run, torch.device("cpu"))
     return folder
 

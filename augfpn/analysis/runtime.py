@@ -31,7 +31,7 @@ from augfpn.data.loading import evaluation_batches, open_dataset, training_batch
 from augfpn.detectors.detector import Detector
 from augfpn.engine.evaluate import coco_results
 from augfpn.engine.runs import Run
-from augfpn.engine.train import build_optimizer, training_step
+from augfpn.engine.step import TrainingStep
 from augfpn.errors import UserError
 from augfpn.experiments.paper import SECTION_4_5
 
@@ -163,7 +163,7 @@ class _Measured:
         self.run, self.device = run, device
         self.config = run.config
         self.model: Detector = run.load_model(device)
-        self.optimizer = build_optimizer(self.model, self.config.training)
+        self.step = TrainingStep(self.model, self.config.training)
         self.train: DetectionDataset = open_dataset(self.config.data, "train")
         self.val = open_dataset(replace(self.config.data, masks=False), "val")
         self.training: list[float] = []
@@ -185,7 +185,7 @@ class _Measured:
         self.model.train()
 
         def step() -> None:
-            training_step(self.model, self.optimizer, next(batches).to(self.device), rate, training.clip_norm)
+            self.step([next(batches).to(self.device)], rate)
 
         seconds = self._time(step, _WARMUP_STEPS, steps)
         self.training.append(seconds / (steps * training.batch_size))

@@ -1,11 +1,13 @@
 """From data sets to batches.
 
 The order of the images and their augmentation are functions of (seed, epoch, image), computed anew in whichever worker
-process the image is loaded. So a training can go on from any step without any state of the loader.
+process the image is loaded. So a training can go on from any step without any state of the loader, and several
+processes (ranks) share the batches of a step without a word between them.
 """
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -29,6 +31,8 @@ from augfpn.structures import Images, Targets
 
 # Validation images of the synthetic set start here, far behind the training images.
 FIRST_SYNTHETIC_VAL = 1_000_000
+# Seconds after which a batch that does not come is an error: a file system that hangs would be waited for without end.
+LOADING_TIMEOUT = 600
 
 
 @dataclass(frozen=True)
@@ -84,19 +88,36 @@ def training_batches(
     first_step: int,
     num_steps: int,
     num_workers: int = 0,
+    parts: int = 1,
+    rank: int = 0,
+    num_ranks: int = 1,
 ) -> Iterator[Batch]:
-    """The batches of the steps ``first_step`` to ``num_steps`` of a training, shuffled and augmented."""
-    order = _Order(len(dataset), seed, batch_size, first_step, num_steps)
+    """The batches of the steps ``first_step`` to ``num_steps`` of a training, shuffled and augmented.
+
+    With several ``parts``, each step has so many batches, which together have its ``batch_size`` images; and of each
+    part, a rank has its equal share. Which images a step has does not depend on either.
+    """
+    order = _Order(len(dataset), seed, batch_size, range(first_step, num_steps), parts, rank, num_ranks)
     yield from _loader(_Prepared(dataset, config, seed), order, num_workers)
 
 
 def evaluation_batches(
-    dataset: DetectionDataset, config: DataConfig, *, batch_size: int, num_workers: int = 0
+    dataset: DetectionDataset,
+    config: DataConfig,
+    *,
+    batch_size: int,
+    num_workers: int = 0,
+    rank: int = 0,
+    num_ranks: int = 1,
 ) -> Iterator[Batch]:
-    """All images once, in order, resized and otherwise as they are."""
+    """All images once, in order, resized and otherwise as they are.
+
+    Of the same batches each rank has every ``num_ranks``-th, so that each image is in one of them, padded alike.
+    """
     positions = [(0, index) for index in range(len(dataset))]
     picks = [positions[start : start + batch_size] for start in range(0, len(dataset), batch_size)]
-    yield from _loader(_Prepared(dataset, replace(config, flip_probability=0.0), seed=0), picks, num_workers)
+    prepared = _Prepared(dataset, replace(config, flip_probability=0.0), seed=0)
+    yield from _loader(prepared, picks[rank::num_ranks], num_workers)
 
 
 def seed_of(*parts: int) -> int:
@@ -105,16 +126,24 @@ def seed_of(*parts: int) -> int:
 
 
 class _Order:
-    """For each step the (epoch, index) of its images. Each epoch goes once through all images in its own order."""
+    """For each part of each step the (epoch, index) of a rank's images.
 
-    def __init__(self, num_images: int, seed: int, batch_size: int, first_step: int, num_steps: int) -> None:
+    Each epoch goes once through all images in its own order.
+    """
+
+    def __init__(
+        self, num_images: int, seed: int, batch_size: int, steps: range, parts: int, rank: int, num_ranks: int
+    ) -> None:
         self.num_images = num_images
         self.seed = seed
         self.batch_size = batch_size
-        self.steps = range(first_step, num_steps)
+        self.steps = steps
+        self.parts = parts
+        self.rank = rank
+        self.num_ranks = num_ranks
 
     def __len__(self) -> int:
-        return len(self.steps)
+        return len(self.steps) * self.parts
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
         epoch, order = -1, np.empty(0, dtype=np.int64)
@@ -125,11 +154,22 @@ class _Order:
                     epoch = position // self.num_images
                     order = np.random.default_rng((self.seed, epoch)).permutation(self.num_images)
                 picks.append((epoch, int(order[position % self.num_images])))
-            yield picks
+            num = self.batch_size // (self.parts * self.num_ranks)
+            for part in range(self.parts):
+                yield picks[(part * self.num_ranks + self.rank) * num :][:num]
 
 
-class _Prepared(Dataset[tuple[Sample, tuple[int, int]]]):
-    """Samples resized and, at random, flipped; with the height and width that they had before."""
+class LoadingError(UserError):
+    """Why no batch comes; the message says what to do."""
+
+
+# A sample, and the height and width that it had before it was resized; or why it cannot be had. What a worker process
+# raises would arrive with the worker's traceback as its message.
+_Item = tuple[Sample, tuple[int, int]] | UserError
+
+
+class _Prepared(Dataset[_Item]):
+    """Samples resized and, at random, flipped."""
 
     def __init__(self, dataset: DetectionDataset, config: DataConfig, seed: int) -> None:
         self.dataset = dataset
@@ -137,9 +177,12 @@ class _Prepared(Dataset[tuple[Sample, tuple[int, int]]]):
         self.seed = seed
         self.flip = v2.RandomHorizontalFlip(config.flip_probability)
 
-    def __getitem__(self, pick: tuple[int, int]) -> tuple[Sample, tuple[int, int]]:
+    def __getitem__(self, pick: tuple[int, int]) -> _Item:
         epoch, index = pick
-        sample = self.dataset[index]
+        try:
+            sample = self.dataset[index]
+        except UserError as error:
+            return error
         height, width = sample.image.shape[1:]
         parts = [Image(sample.image), BoundingBoxes(sample.boxes, format="XYXY", canvas_size=(height, width))]
         if sample.masks is not None:
@@ -152,20 +195,47 @@ class _Prepared(Dataset[tuple[Sample, tuple[int, int]]]):
 
 
 def _loader(prepared: _Prepared, picks: Any, num_workers: int) -> Iterator[Batch]:
-    return iter(
-        DataLoader(
-            prepared,
-            batch_sampler=picks,
-            num_workers=num_workers,
-            collate_fn=_collate,
-            pin_memory=torch.cuda.is_available(),
-            # Forked workers would inherit the locks of the parent's threads.
-            multiprocessing_context="forkserver" if num_workers > 0 else None,
-        )
+    loader = DataLoader(
+        prepared,
+        batch_sampler=picks,
+        num_workers=num_workers,
+        collate_fn=_collate,
+        pin_memory=torch.cuda.is_available(),
+        # Forked workers would inherit the locks of the parent's threads.
+        multiprocessing_context="forkserver" if num_workers > 0 else None,
+        worker_init_fn=_leave_interrupts_to_the_parent,
+        timeout=LOADING_TIMEOUT if num_workers > 0 else 0,
     )
+    try:
+        for batch in loader:
+            if isinstance(batch, UserError):
+                raise batch
+            yield batch
+    except RuntimeError as error:
+        if "DataLoader" not in str(error):
+            raise
+        raise LoadingError(
+            f"The images could not be loaded: {str(error).splitlines()[0]} Either a worker process was killed, often "
+            "for want of memory or of shared memory (/dev/shm), or the file system does not answer. "
+            "Use fewer workers (--workers; 0 loads in this process)."
+        ) from error
 
 
-def _collate(items: Sequence[tuple[Sample, tuple[int, int]]]) -> Batch:
+def _leave_interrupts_to_the_parent(worker: int) -> None:
+    """A terminal sends Ctrl-C to the workers, too; the training still wants the batches that they are making."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+def _collate(items: Sequence[_Item]) -> Batch | UserError:
+    found: list[tuple[Sample, tuple[int, int]]] = []
+    for item in items:
+        if isinstance(item, UserError):
+            return item
+        found.append(item)
+    return _batch_of(found)
+
+
+def _batch_of(items: Sequence[tuple[Sample, tuple[int, int]]]) -> Batch:
     samples = [sample for sample, _ in items]
     images = Images.pad([sample.image for sample in samples])
     height, width = images.pixels.shape[-2:]

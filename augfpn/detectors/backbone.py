@@ -74,6 +74,16 @@ class Backbone(nn.Module):
         stages = [features[position] for position in self._positions]
         return [stage.permute(0, 3, 1, 2) for stage in stages] if self._channels_last else stages
 
+    def recompute_stages(self, enable: bool) -> None:
+        """Whether a training step keeps what the stages' layers compute, or computes it again for the gradients.
+
+        Activation checkpointing: the step takes longer and needs less memory; its result stays the same.
+        """
+        if enable and not hasattr(self.body, "set_grad_checkpointing"):
+            raise UserError(f"The backbone {type(self.body).__name__} cannot recompute its stages; train it without.")
+        if hasattr(self.body, "set_grad_checkpointing"):
+            self.body.set_grad_checkpointing(enable)
+
     def _freeze(self, name: str, frozen_stages: int) -> None:
         """Freezes what the first stages are computed from, which autograd's graph knows of any architecture."""
         stages = self._stages_of_a_small_image(name)

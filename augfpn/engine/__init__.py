@@ -3,6 +3,6 @@
 from augfpn.engine.evaluate import coco_metrics, evaluate
 from augfpn.engine.predict import predict
 from augfpn.engine.runs import Run
-from augfpn.engine.train import train
+from augfpn.engine.train import Execution, train
 
-__all__ = ["Run", "coco_metrics", "evaluate", "predict", "train"]
+__all__ = ["Execution", "Run", "coco_metrics", "evaluate", "predict", "train"]

@@ -6,7 +6,8 @@ import contextlib
 import io
 import time
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from itertools import zip_longest
 from typing import Any, Literal
 
 import torch
@@ -15,7 +16,10 @@ from augfpn.data.dataset import Category, DetectionDataset
 from augfpn.data.loading import evaluation_batches, open_dataset
 from augfpn.data.segmentations import encode
 from augfpn.detectors.detector import Detector
+from augfpn.engine.faults import together
+from augfpn.engine.interruption import Interruption
 from augfpn.engine.outcomes_file import write_outcomes
+from augfpn.engine.ranks import ALONE, Ranks
 from augfpn.engine.runs import Run
 
 try:
@@ -31,44 +35,88 @@ FIGURES = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "A
 MASK_FIGURES = tuple(f"mask_{name}" for name in FIGURES)
 
 
-def evaluate(run: Run, device: torch.device, batch_size: int = 8) -> dict[str, Any]:
-    """Evaluates a trained run on the validation images of its data.
+def evaluate(run: Run, device: torch.device, batch_size: int = 8, ranks: Ranks = ALONE) -> dict[str, Any]:
+    """Evaluates a trained run on the validation images of its data; all ``ranks`` call it and share the images.
 
-    Writes ``metrics.json``, ``detections.json``, and what became of each detection (`augfpn.engine.outcomes`).
+    Writes ``detections.json``, what became of each detection (`augfpn.engine.outcomes`), and ``metrics.json``.
 
     COCO's twelve figures are of boxes; where the run's data has masks, `MASK_FIGURES` are those of masks. Images of a
     batch are padded to the same size, on which the detections depend a little; ``batch_size`` 1 pads each to the next
     multiple of 32, as the release does.
     """
+    measured = _measure(run, run.load_model(device), device, batch_size, ranks)
+    if ranks.is_main:
+        run.write_detections(measured.results)
+        write_outcomes(run, measured.truth, measured.results)
+        # Last: a run that has it is evaluated.
+        times = {"seconds": measured.seconds, "training_seconds": run.training_seconds}
+        run.write_metrics({**measured.metrics, "num_images": len(measured.truth["images"]), **times})
+    return measured.metrics
+
+
+def evaluate_along(
+    run: Run, model: Detector, step: int, device: torch.device, ranks: Ranks, batch_size: int = 8
+) -> None:
+    """Evaluates the model as it is after a step of its training, and keeps the figures (`Run.evaluations`)."""
+    measured = _measure(run, model.eval(), device, batch_size, ranks)
+    if ranks.is_main:
+        run.record_evaluation(step, measured.metrics)
+
+
+@dataclass(frozen=True)
+class _Measured:
+    """``seconds``: of the detection alone. Ranks other than the main one have nothing of it."""
+
+    metrics: dict[str, Any]
+    results: list[dict[str, Any]]
+    truth: dict[str, Any]
+    seconds: float
+
+
+def _measure(run: Run, model: Detector, device: torch.device, batch_size: int, ranks: Ranks) -> _Measured:
     config = run.config
-    model = run.load_model(device)
     dataset = open_dataset(config.data, "val")
     # Only the ground truth needs the masks; those of a batch are large.
     images = open_dataset(replace(config.data, masks=False), "val") if config.data.masks else dataset
     started = time.perf_counter()
-    results = detect_all(run, model, images, device, batch_size)
-    times = {"seconds": time.perf_counter() - started, "training_seconds": run.training_seconds}
+    results = detect_all(run, model, images, device, batch_size, ranks)
+    seconds = time.perf_counter() - started
+    if not ranks.is_main:
+        return _Measured({}, [], {}, seconds)
     truth = dataset.ground_truth()
-    metrics = coco_metrics(truth, results)
+    metrics: dict[str, Any] = coco_metrics(truth, results)
     if config.data.masks:
         metrics |= dict(zip(MASK_FIGURES, coco_metrics(truth, results, "segm").values(), strict=True))
-    run.write_results({**metrics, "num_images": len(dataset), **times}, results)
-    write_outcomes(run, truth, results)
-    return metrics
+    return _Measured(metrics, results, truth, seconds)
 
 
 def detect_all(
-    run: Run, model: Detector, dataset: DetectionDataset, device: torch.device, batch_size: int
+    run: Run, model: Detector, dataset: DetectionDataset, device: torch.device, batch_size: int, ranks: Ranks = ALONE
 ) -> list[dict[str, Any]]:
-    """What a run's model finds on every image of a data set, as results in COCO's format."""
-    results = []
-    workers = run.config.training.num_workers
-    for batch in evaluation_batches(dataset, run.config.data, batch_size=batch_size, num_workers=workers):
-        detections = model.detect(batch.images.to(device))
-        found = detections.per_image(batch.images.sizes, batch.original_sizes)
-        for image_id, of_image in zip(batch.image_ids, found, strict=True):
-            results += coco_results(image_id, of_image, run.categories)
-    return results
+    """What a run's model finds on every image of a data set, as results in COCO's format.
+
+    Of several ``ranks``, which share the images, the main one has it all in the end.
+    """
+    of_batches = []
+    batches = evaluation_batches(
+        dataset,
+        run.config.data,
+        batch_size=batch_size,
+        num_workers=run.config.training.num_workers,
+        rank=ranks.rank,
+        num_ranks=ranks.num,
+    )
+    with Interruption() as interruption, together(ranks, interruption):
+        for batch in batches:
+            detections = model.detect(batch.images.to(device))
+            found = detections.per_image(batch.images.sizes, batch.original_sizes)
+            pairs = zip(batch.image_ids, found, strict=True)
+            of_batches.append([result for id, one in pairs for result in coco_results(id, one, run.categories)])
+            interruption.check(" while it was evaluated")
+        of_ranks = ranks.gather_to_main(of_batches)
+    # Batch after batch, as one rank would have had them.
+    in_turns = zip_longest(*of_ranks, fillvalue=[])
+    return [result for turn in in_turns for of_batch in turn for result in of_batch]
 
 
 def coco_results(

@@ -1,16 +1,59 @@
-"""Training as a command that a notebook starts, watches and reads.
+"""Training as a command that something else starts: torchrun, one for each device; a notebook, which watches and reads.
 
 A kernel that trains loses everything with the browser tab; a command with a run directory does not.
 """
 
 from __future__ import annotations
 
+import logging
+import os
 import subprocess
+import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+import torch
+from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, SignalException
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+
 from augfpn.engine.runs import Run, RunError
+from augfpn.errors import REQUEUE, UserError
+
+
+def on_devices(devices: int, arguments: Sequence[str], device: torch.device) -> int:
+    """Runs ``augfpn`` with these arguments in as many processes as ``devices``, as torchrun does; the exit status.
+
+    torchrun itself ends with 1, whatever its processes ended with; this one passes `REQUEUE` on, and the signals for
+    which they stop (`augfpn.engine.interruption`).
+    """
+    if device.type == "cuda" and torch.cuda.device_count() < devices:
+        raise UserError(f"There are {torch.cuda.device_count()} GPUs here, not {devices} (--devices).")
+    # As many threads in all as one process would have.
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, torch.get_num_threads() // devices)))
+    os.environ["TORCHELASTIC_SIGNALS_TO_HANDLE"] = "SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1"
+    # What happens is told by the processes themselves.
+    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
+    config = LaunchConfig(
+        min_nodes=1,
+        max_nodes=1,
+        nproc_per_node=devices,
+        run_id="augfpn",
+        rdzv_backend="c10d",
+        rdzv_endpoint="localhost:0",
+        max_restarts=0,
+        monitor_interval=0.1,
+        logs_specs=DefaultLogsSpecs(),
+    )
+    try:
+        elastic_launch(config, sys.executable)("-m", "augfpn", *arguments)
+    except ChildFailedError as error:
+        codes = {failure.exitcode for failure in error.failures.values()}
+        return REQUEUE if REQUEUE in codes else max(1, *codes)
+    except SignalException:
+        return REQUEUE
+    return 0
 
 
 def follow(command: list[str], out: Path, every: float = 5.0) -> Iterator[Run]:

@@ -5,7 +5,6 @@ Each function is given what stands in a file, and gives it back as what it shoul
 
 from __future__ import annotations
 
-import json
 import math
 from pathlib import Path
 from typing import Any
@@ -54,20 +53,11 @@ def as_detections(content: Any, path: Path) -> list[dict[str, Any]]:
     return detections
 
 
-def read_history(path: Path) -> list[dict[str, float]]:
-    """The lines of ``metrics.jsonl``. A last line that is being written is left out."""
-    lines = []
-    for number, text in enumerate(path.read_bytes().splitlines(keepends=True), start=1):
-        if not text.endswith(b"\n"):
-            break
-        try:
-            line = json.loads(text)
-            whole = "step" in line and all(map(_is_number, line.values()))
-        except (AttributeError, TypeError, ValueError, RecursionError):
-            whole = False
-        if not whole:
-            raise _damaged(path, f"line {number} must have numbers, 'step' among them, and is {text[:80]!r}")
-        lines.append(line)
+def as_history(lines: list[dict[str, Any]], path: Path) -> list[dict[str, Any]]:
+    """Figures after some ``step`` each; None where there was nothing to measure."""
+    for number, line in enumerate(lines, start=1):
+        if not _is_integer(line.get("step")) or not all(value is None or _is_number(value) for value in line.values()):
+            raise _damaged(path, f"line {number} must have a 'step', and numbers only, and is {line!r:.80}")
     return lines
 
 

@@ -3,7 +3,9 @@
     run.json            the expanded experiment (RunConfig)
     categories.json     the classes, as the data set names them
     provenance.json     commit, versions, device, command, and what was derived from experiment, data and scale
-    metrics.jsonl       losses and rates while training goes on
+    metrics.jsonl       losses, rates, speed and memory while training goes on
+    tensorboard/        the same, where TensorBoard is installed
+    evaluations.jsonl   COCO's figures on the way, where somebody asked for it
     checkpoints/        from which training can go on
     model.safetensors   the trained weights
     metrics.json        COCO's figures of the evaluation, and how long training and evaluation took
@@ -11,7 +13,10 @@
     outcomes.safetensors  what became of each of them, made from the detections and the data
     image_losses.json   the loss of each validation image, where somebody asked for it
 
-Every file is written whole or not at all, except ``metrics.jsonl``, which grows by a line at a time.
+    faults/             batches of which losses were not finite
+    train.lock          held by the process that trains
+
+Every file is written whole or not at all, except the ``.jsonl`` files, which grow by a line at a time.
 """
 
 from __future__ import annotations
@@ -38,11 +43,11 @@ from augfpn.data.dataset import Category
 from augfpn.detectors.build import build_from_config
 from augfpn.detectors.detector import Detector
 from augfpn.engine.checkpoint import checkpoint_steps, load_checkpoint
-from augfpn.engine.run_files import as_categories, as_detections, as_metrics, as_object, load_trained, read_history
+from augfpn.engine.run_files import as_categories, as_detections, as_history, as_metrics, as_object, load_trained
 from augfpn.errors import UserError
 from augfpn.experiments.config import RunConfig
 from augfpn.experiments.scales import run_as
-from augfpn.files import without_nan, write_json, write_text, written_whole
+from augfpn.files import append_line, keep_lines, read_lines, without_nan, write_json, write_text, written_whole
 
 PACKAGES = ("augfpn", "torch", "torchvision", "timm", "numpy", "pycocotools", "faster-coco-eval")
 
@@ -124,8 +129,22 @@ class Run:
 
     def history(self) -> list[dict[str, float]]:
         """The lines of ``metrics.jsonl``. A last line that is being written is left out."""
-        path = self.path / "metrics.jsonl"
-        return read_history(path) if path.exists() else []
+        return as_history(read_lines(self.path / "metrics.jsonl"), self.path / "metrics.jsonl")
+
+    @property
+    def evaluations(self) -> list[dict[str, Any]]:
+        """COCO's figures after some ``step`` each, in order (`train --evaluate-every`)."""
+        return as_history(read_lines(self.path / "evaluations.jsonl"), self.path / "evaluations.jsonl")
+
+    @property
+    def evaluated_steps(self) -> tuple[int, ...]:
+        return tuple(line["step"] for line in self.evaluations)
+
+    @property
+    def best_step(self) -> int | None:
+        """The step with the highest AP among `evaluations`, the first of several; None where there are none."""
+        lines = self.evaluations
+        return max(lines, key=lambda line: line["AP"] or 0.0)["step"] if lines else None
 
     @property
     def training_seconds(self) -> float | None:
@@ -135,13 +154,16 @@ class Run:
 
     def forget_history_after(self, step: int) -> None:
         """Drops the lines of steps that will be made again."""
-        kept = [line for line in self.history() if line["step"] <= step]
-        write_text(self.path / "metrics.jsonl", "".join(json.dumps(line) + "\n" for line in kept))
+        for name in ("metrics.jsonl", "evaluations.jsonl"):
+            keep_lines(self.path / name, lambda line: line["step"] <= step)
 
     def record(self, line: dict[str, float]) -> None:
         """Adds a line to ``metrics.jsonl``."""
-        with (self.path / "metrics.jsonl").open("a", encoding="utf-8") as file:
-            file.write(json.dumps(line) + "\n")
+        append_line(self.path / "metrics.jsonl", line)
+
+    def record_evaluation(self, step: int, metrics: dict[str, Any]) -> None:
+        """Adds a line to ``evaluations.jsonl``."""
+        append_line(self.path / "evaluations.jsonl", {"step": step, **metrics})
 
     def write_provenance(self, device: torch.device, derived: dict[str, Any]) -> None:
         """Where and with what the run is made; for a run that goes on, that of its beginning stays first."""
@@ -151,8 +173,10 @@ class Run:
             content = self.provenance | {"resumed": [*self.provenance.get("resumed", []), content]}
         write_json(path, content, indent=2)
 
-    def write_results(self, metrics: dict[str, Any], detections: list[dict[str, Any]]) -> None:
+    def write_detections(self, detections: list[dict[str, Any]]) -> None:
         write_json(self.path / "detections.json", detections)
+
+    def write_metrics(self, metrics: dict[str, Any]) -> None:
         write_json(self.path / "metrics.json", metrics, indent=2)
 
     def save_weights(self, model: Detector) -> None:
@@ -202,8 +226,10 @@ def check_new(path: Path) -> None:
 
 
 @contextmanager
-def alone(path: Path) -> Iterator[None]:
+def alone(path: Path, *, waiting: bool = True) -> Iterator[None]:
     """Holds a run directory for this process, and makes it; while another one holds it, waits, and says so.
+
+    Not ``waiting``, it is a RunError then.
 
     A training whose notebook or scheduler was killed goes on; a second one beside it would spoil both. A directory in
     which nothing was made is not left behind.
@@ -214,6 +240,8 @@ def alone(path: Path) -> Iterator[None]:
     try:
         lock.acquire(timeout=0)
     except Timeout:
+        if not waiting:
+            raise RunError(f"Another process trains {path}; wait for its end, or choose another folder.") from None
         print(f"Another process trains {path}; waiting for it.", flush=True)
         lock.acquire()
     try:

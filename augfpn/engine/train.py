@@ -3,24 +3,63 @@
 from __future__ import annotations
 
 import sys
-import time
-from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
-from torch import Tensor, nn
 from tqdm import tqdm
 
 from augfpn.data.dataset import DetectionDataset
-from augfpn.data.loading import Batch, open_datasets, seed_of, training_batches
+from augfpn.data.loading import Batch, LoadingError, open_datasets, seed_of, training_batches
 from augfpn.detectors.detector import Detector
-from augfpn.engine.checkpoint import KEPT, Checkpoint, load_last_checkpoint, save_checkpoint
+from augfpn.engine.checkpoint import Checkpoint, load_checkpoint, load_last_checkpoint, save_checkpoint
+from augfpn.engine.evaluate import evaluate_along
+from augfpn.engine.faults import enough_memory, not_finite, together
+from augfpn.engine.interruption import Interruption
+from augfpn.engine.meter import Meter, NotFiniteError, Stopwatch, TensorBoard
+from augfpn.engine.ranks import ALONE, Ranks
 from augfpn.engine.runs import Run, RunError, alone, build_model, check_new
 from augfpn.engine.schedule import learning_rate
+from augfpn.engine.step import TrainingStep
+from augfpn.errors import Interrupted, UserError
 from augfpn.experiments.config import RunConfig, TrainingConfig, differences
+from augfpn.files import remove_leftovers
 
-NORMS = (nn.GroupNorm, nn.modules.batchnorm._BatchNorm)
+
+@dataclass(frozen=True, kw_only=True)
+class Execution:
+    """How a training is executed. What it learns does not depend on it, but for rounding and what is said below.
+
+    ``parts``: a step's batch comes in so many parts, one after the other. What a loss is divided by is counted a part,
+    and so is what images are padded to. ``recompute``: see `augfpn.detectors.backbone.Backbone.recompute_stages`.
+    ``workers``: that load images, a rank; None for the experiment's own. ``keep_checkpoints``: all of them rather than
+    the last two and the best. ``evaluate_every``: so many steps, besides at the end; the best is known by that.
+    """
+
+    parts: int = 1
+    recompute: bool = False
+    workers: int | None = None
+    keep_checkpoints: bool = False
+    evaluate_every: int | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("parts", "evaluate_every"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise UserError(f"{name} must be at least 1, not {value}.")
+        if self.workers is not None and self.workers < 0:
+            raise UserError(f"There cannot be {self.workers} workers.")
+
+    def check_fits(self, batch_size: int, ranks: Ranks) -> None:
+        """A UserError if a batch cannot be shared out evenly."""
+        if batch_size % (self.parts * ranks.num):
+            raise UserError(
+                f"A batch of {batch_size} images cannot be shared evenly between {ranks.num} devices in {self.parts} "
+                f"parts; choose a --batch-size that is a multiple of {self.parts * ranks.num}."
+            )
 
 
 def default_device() -> torch.device:
@@ -32,32 +71,53 @@ def train(
     out: Path,
     *,
     resume: bool = False,
-    keep_checkpoints: bool = False,
+    execution: Execution = Execution(),
     device: torch.device | None = None,
+    ranks: Ranks = ALONE,
 ) -> Run:
     """Trains the model of ``config`` and writes the run directory ``out``.
 
     With ``resume`` it goes on from the last checkpoint in ``out`` and ends with the same weights as a training that was
-    never interrupted (to the bit on a CPU with the same number of threads). A finished run is left as it is.
-    While another process trains it, this one waits. ``keep_checkpoints``: all of them, rather than the last two, for
-    studies of how training went; a run that began so goes on so.
+    never interrupted (to the bit on a CPU with the same number of threads and ranks). A finished run is left as it is.
+    While another process trains it, this one waits. All ``ranks`` call it, with a run directory that all of them see.
+
+    Raises:
+        Interrupted: stopped by a signal, after a checkpoint (`augfpn.engine.interruption`).
+        UserError: what went wrong, and what to do (`augfpn.engine.faults`).
     """
     device = device or default_device()
+    execution.check_fits(config.training.batch_size, ranks)
+    if config.training.precision == "bf16" and device.type == "cpu":
+        # Seen with torch 2.11 and 2.15: of a convolution over one cell, now and then no finite gradient.
+        raise UserError("The precision bf16 is for GPUs; on a CPU, train in fp32.")
     # The validation data too, so that a fault in it is found now and not after days of training.
     dataset, val = open_datasets(config.data)
-    for problem in dict.fromkeys([*dataset.problems, *val.problems]):
+    for problem in dict.fromkeys([*dataset.problems, *val.problems]) if ranks.is_main else ():
         print(f"warning: {problem}", file=sys.stderr)
     if not resume:
         check_new(out)
-    with alone(out):
+    # None writes anything before all have seen that they may.
+    ranks.wait()
+    held = alone(out, waiting=ranks.num == 1) if ranks.is_main else nullcontext()
+    with Interruption() as interruption, held, together(ranks, interruption):
+        # Now the main one has the directory to itself.
+        ranks.wait()
         run = _existing(out, config, dataset) if resume else None
         if run is not None and run.is_trained:
-            print(f"{out} is trained to its end already.")
+            if ranks.is_main:
+                print(f"{out} is trained to its end already.")
             return run
-        last = None if run is None else load_last_checkpoint(run.path / "checkpoints", device)
+        last = None if run is None else _last_checkpoint(run, device, ranks)
+        interruption.check()
         model = _start(config, dataset, device, pretrained=last is None)
-        run = run or Run.create(out, config, dataset.categories)
-        _finish(run, config, model, dataset, last, keep_checkpoints or run.keeps_checkpoints, device)
+        run = run or _created(out, config, dataset, ranks)
+        training = _Training(run, model, dataset, execution, device, ranks, interruption)
+        training.start(last)
+        training.make_steps()
+        if ranks.is_main:
+            run.save_weights(model)
+        ranks.wait()
+        interruption.check(" after the last step")
     return run
 
 
@@ -66,149 +126,10 @@ def _start(config: RunConfig, dataset: DetectionDataset, device: torch.device, *
     return build_model(config, len(dataset.categories), pretrained=pretrained).to(device).train()
 
 
-def _finish(
-    run: Run,
-    config: RunConfig,
-    model: Detector,
-    dataset: DetectionDataset,
-    last: Checkpoint | None,
-    keep_checkpoints: bool,
-    device: torch.device,
-) -> None:
-    """Trains from a checkpoint, or from the start, to the end, and keeps the weights."""
-    num_steps = config.training.num_steps(len(dataset))
-    derived = {
-        "num_images": len(dataset),
-        "num_classes": len(dataset.categories),
-        "num_steps": num_steps,
-        "batch_size": config.training.batch_size,
-        "learning_rate": config.training.scaled_learning_rate,
-        "keep_checkpoints": keep_checkpoints,
-    }
-    run.write_provenance(device, derived)
-    print(f"{config.experiment} at {config.scale}: " + ", ".join(f"{name} {value}" for name, value in derived.items()))
-    _make_steps(run, config, model, dataset, last, num_steps, None if keep_checkpoints else KEPT, device)
-    run.save_weights(model)
-
-
-def _make_steps(
-    run: Run,
-    config: RunConfig,
-    model: Detector,
-    dataset: DetectionDataset,
-    last: Checkpoint | None,
-    num_steps: int,
-    kept: int | None,
-    device: torch.device,
-) -> None:
-    """Trains ``model`` from the run's last checkpoint, or from its start, to the end."""
-    training = config.training
-    optimizer = build_optimizer(model, training)
-    first_step, seconds_before = (last.step, last.seconds) if last else (0, 0.0)
-    if last:
-        last.restore(model, optimizer)
-    run.forget_history_after(first_step)
-
-    batches = training_batches(
-        dataset,
-        config.data,
-        seed=config.seed,
-        batch_size=training.batch_size,
-        first_step=first_step,
-        num_steps=num_steps,
-        num_workers=training.num_workers,
-    )
-    started = time.perf_counter()
-    meter = _Meter()
-    with _progress(first_step, num_steps) as progress:
-        for step, batch in enumerate(batches, start=first_step):
-            rate = learning_rate(training, step, num_steps)
-            # Random numbers are a function of seed and step, so that there is no state of them to resume from.
-            torch.manual_seed(seed_of(config.seed, step))
-            meter.add(training_step(model, optimizer, batch.to(device), rate, training.clip_norm))
-            done = step + 1
-            seconds = seconds_before + time.perf_counter() - started
-            if done % training.log_every == 0 or done == num_steps:
-                means = meter.means()
-                epoch = done * training.batch_size / len(dataset)
-                run.record({"step": done, "epoch": epoch, "seconds": seconds, "learning_rate": rate, **means})
-                losses = {name.removeprefix("loss_"): f"{mean:.2f}" for name, mean in means.items() if "loss" in name}
-                progress.set_postfix({**losses, "lr": f"{rate:.1e}"})
-            if done % training.checkpoint_every == 0 and done < num_steps:
-                save_checkpoint(run.path / "checkpoints", done, seconds, model, optimizer, kept)
-            progress.update()
-
-
-def training_step(
-    model: Detector, optimizer: torch.optim.Optimizer, batch: Batch, rate: float, clip_norm: float | None
-) -> dict[str, Tensor]:
-    """One step of the optimizer; returns what `backpropagate` does."""
-    optimizer.zero_grad(set_to_none=True)
-    values = backpropagate(model, batch, clip_norm)
-    for group in optimizer.param_groups:
-        group["lr"] = rate * group["rate_factor"]
-    optimizer.step()
-    return values
-
-
-def backpropagate(model: Detector, batch: Batch, clip_norm: float | None) -> dict[str, Tensor]:
-    """Leaves the clipped gradient of a batch's loss in the parameters.
-
-    Returns the losses by component, their sum as ``loss``, and the gradient's norm before clipping, on the device.
-    """
-    losses = model.losses(batch.images, batch.targets)
-    total = torch.stack(list(losses.values())).sum()
-    total.backward()  # type: ignore[no-untyped-call]
-    norm = nn.utils.clip_grad_norm_(model.parameters(), float("inf") if clip_norm is None else clip_norm)
-    return {"loss": total.detach(), **{name: loss.detach() for name, loss in losses.items()}, "gradient_norm": norm}
-
-
-def build_optimizer(model: nn.Module, config: TrainingConfig) -> torch.optim.Optimizer:
-    """The paper's SGD, or AdamW for scales that train from scratch in minutes.
-
-    As in the release, what holds for biases holds for those of convolutions and fully connected layers: the shifts of
-    normalisations are trained like weights.
-    """
-    norms = (module for module in model.modules() if isinstance(module, NORMS))
-    of_norms = {id(parameter) for norm in norms for parameter in norm.parameters(recurse=False)}
-    biases: list[nn.Parameter] = []
-    others: list[nn.Parameter] = []
-    for name, parameter in model.named_parameters():
-        if parameter.requires_grad:
-            is_bias = name.endswith("bias") and id(parameter) not in of_norms
-            (biases if is_bias else others).append(parameter)
-    bias_decay = config.weight_decay if config.bias_decay else 0.0
-    parameters: list[dict[str, Any]] = [
-        {"params": others, "rate_factor": 1.0},
-        {"params": biases, "rate_factor": config.bias_rate, "weight_decay": bias_decay},
-    ]
-    if config.optimizer == "adamw":
-        return torch.optim.AdamW(parameters, lr=config.learning_rate, weight_decay=config.weight_decay)
-    return torch.optim.SGD(
-        parameters, lr=config.learning_rate, momentum=config.momentum, weight_decay=config.weight_decay
-    )
-
-
-class _Meter:
-    """Means of what the steps since the last reading gave. Waits for the device at a reading only."""
-
-    def __init__(self) -> None:
-        self._values: dict[str, list[Tensor]] = defaultdict(list)
-
-    def add(self, values: dict[str, Tensor]) -> None:
-        for name, value in values.items():
-            self._values[name].append(value)
-
-    def means(self) -> dict[str, float]:
-        means = {name: torch.stack(values).mean().item() for name, values in self._values.items()}
-        self._values.clear()
-        not_finite = [name for name, mean in means.items() if not -float("inf") < mean < float("inf")]
-        if not_finite:
-            raise FloatingPointError(
-                f"Training left the finite numbers: {', '.join(not_finite)}. Start it again with a smaller "
-                "--learning-rate."
-            )
-        return means
+def _created(out: Path, config: RunConfig, dataset: DetectionDataset, ranks: Ranks) -> Run:
+    run = Run.create(out, config, dataset.categories) if ranks.is_main else Run(out)
+    ranks.wait()
+    return run
 
 
 def _existing(out: Path, config: RunConfig, dataset: DetectionDataset) -> Run | None:
@@ -227,12 +148,210 @@ def _existing(out: Path, config: RunConfig, dataset: DetectionDataset) -> Run | 
     return run
 
 
-def _progress(first_step: int, num_steps: int) -> tqdm:  # type: ignore[type-arg]
-    """A line with losses, rate and remaining time; rewritten on a terminal, now and then a new one in a file."""
-    return tqdm(
-        total=num_steps,
-        initial=first_step,
-        unit="step",
-        dynamic_ncols=True,
-        mininterval=0.5 if sys.stderr.isatty() else 20,
+def _last_checkpoint(run: Run, device: torch.device, ranks: Ranks) -> Checkpoint | None:
+    """The same on all ranks: the main one says which, and what is damaged."""
+    folder = run.path / "checkpoints"
+    if ranks.is_main:
+        remove_leftovers(run.path)
+        last = load_last_checkpoint(folder, device)
+    step = ranks.gather(last.step if ranks.is_main and last else None)[0]
+    if ranks.is_main:
+        return last
+    return None if step is None else load_checkpoint(folder, step, device)
+
+
+class _Training:
+    """A training under way, from its last checkpoint or from its start to its end."""
+
+    def __init__(
+        self,
+        run: Run,
+        model: Detector,
+        dataset: DetectionDataset,
+        execution: Execution,
+        device: torch.device,
+        ranks: Ranks,
+        interruption: Interruption,
+    ) -> None:
+        self.run = run
+        self.config = run.config
+        self.model = model
+        self.dataset = dataset
+        self.execution = execution
+        self.device = device
+        self.ranks = ranks
+        self.interruption = interruption
+        self.num_steps = self.config.training.num_steps(len(dataset))
+        self.keeps_all = execution.keep_checkpoints or run.keeps_checkpoints
+
+    def start(self, last: Checkpoint | None) -> None:
+        """Restores a checkpoint, and says and keeps what follows from experiment, data and devices."""
+        training = self.config.training
+        self.step = TrainingStep(self.model, training, self.ranks, recompute=self.execution.recompute)
+        self.done = 0 if last is None else last.step
+        if last is not None:
+            last.restore(self.model, self.step.optimizer)
+        self.saved = self.done
+        self.clock = Stopwatch(last.seconds if last else 0.0)
+        self.meter = Meter(self.ranks, self.device, self.clock, self.done, last.unreported if last else [])
+        if self.ranks.is_main:
+            self.run.forget_history_after(self.done)
+            derived = self._derived()
+            self.run.write_provenance(self.device, derived)
+            print(
+                f"{self.config.experiment} at {self.config.scale}: {', '.join(f'{n} {v}' for n, v in derived.items())}"
+            )
+            print(_batch_and_rate(self.config.training, self.execution, self.ranks), flush=True)
+
+    def make_steps(self) -> None:
+        training, batches = self.config.training, self._batches()
+        if self.ranks.gather(self.done not in self.run.evaluated_steps)[0]:
+            # It was stopped between a checkpoint and its evaluation.
+            self._evaluate_where_due()
+        with TensorBoard(self.run.path, self.done, enabled=self.ranks.is_main) as board, self._progress() as progress:
+            while self.done < self.num_steps:
+                parts = self._load(batches)
+                # All ranks stop before the same step.
+                if self.ranks.any(self.interruption.requested):
+                    self._stop()
+                rate = learning_rate(training, self.done, self.num_steps)
+                # Random numbers are a function of seed and step, so that there is no state of them to resume from.
+                torch.manual_seed(seed_of(self.config.seed, self.done))
+                with enough_memory(self.done, parts):
+                    self.meter.add(self.step([part.to(self.device) for part in parts], rate))
+                self.done += 1
+                if self.done % training.log_every == 0 or self.done == self.num_steps:
+                    self._report(rate, progress, board)
+                if self.done % training.checkpoint_every == 0 and self.done < self.num_steps:
+                    self._save()
+                self._evaluate_where_due()
+                progress.update()
+
+    def _batches(self) -> Iterator[Batch]:
+        training, workers = self.config.training, self.execution.workers
+        return training_batches(
+            self.dataset,
+            self.config.data,
+            seed=self.config.seed,
+            batch_size=training.batch_size,
+            first_step=self.done,
+            num_steps=self.num_steps,
+            num_workers=training.num_workers if workers is None else workers,
+            parts=self.execution.parts,
+            rank=self.ranks.rank,
+            num_ranks=self.ranks.num,
+        )
+
+    def _load(self, batches: Iterator[Batch]) -> list[Batch]:
+        """The parts of the next step's batch; nothing if loading was stopped together with the training."""
+        try:
+            with self.meter.waiting_for_data():
+                return [next(batches) for _ in range(self.execution.parts)]
+        except LoadingError:
+            # A scheduler's signal goes to the worker processes, too.
+            if self.interruption.requested:
+                return []
+            raise
+
+    def _report(self, rate: float, progress: tqdm, board: TensorBoard) -> None:  # type: ignore[type-arg]
+        with self._finite():
+            means = self.meter.line(self.config.training.batch_size)
+        if self.ranks.is_main:
+            epoch = self.done * self.config.training.batch_size / len(self.dataset)
+            line = {"step": self.done, "epoch": epoch, "seconds": self.clock.seconds, "learning_rate": rate, **means}
+            self.run.record(line)
+            board.add(line)
+            losses = {name.removeprefix("loss_"): f"{mean:.2f}" for name, mean in means.items() if "loss" in name}
+            progress.set_postfix({**losses, "lr": f"{rate:.1e}", "images/s": f"{means['images_per_second']:.1f}"})
+
+    def _save(self) -> None:
+        """A checkpoint of the steps that were made, unless there is one."""
+        if self.saved == self.done:
+            return
+        with self._finite():
+            values = self.meter.values()
+        if self.ranks.is_main:
+            model, optimizer = self.model.state_dict(), self.step.optimizer.state_dict()
+            checkpoint = Checkpoint(self.done, self.clock.seconds, model, optimizer, values)
+            best = self.run.best_step
+            save_checkpoint(
+                self.run.path / "checkpoints", checkpoint, None if self.keeps_all else lambda step: step == best
+            )
+        self.saved = self.done
+
+    def _stop(self) -> NoReturn:
+        self._save()
+        # None ends before the checkpoint is written: torchrun would end the others.
+        self.ranks.wait()
+        raise Interrupted(
+            f"{self.interruption.name}: stopped after step {self.done} of {self.num_steps}, with a checkpoint of it. "
+            "--resume goes on there."
+        )
+
+    def _evaluate_where_due(self) -> None:
+        every = self.execution.evaluate_every
+        if every is None or self.done % every or not 0 < self.done < self.num_steps:
+            return
+        self._save()
+        with self.clock.paused():
+            evaluate_along(self.run, self.model, self.done, self.device, self.ranks)
+            self.model.train()
+
+    @contextmanager
+    def _finite(self) -> Iterator[None]:
+        """What is not finite is explained, with the batch that it came of."""
+        try:
+            yield
+        except NotFiniteError as error:
+            batches = training_batches(
+                self.dataset,
+                self.config.data,
+                seed=self.config.seed,
+                batch_size=self.config.training.batch_size,
+                first_step=error.step,
+                num_steps=error.step + 1,
+                rank=error.rank,
+                num_ranks=self.ranks.num,
+            )
+            raise not_finite(self.run, error, next(batches), self.dataset, self.saved, self.ranks) from error
+
+    def _derived(self) -> dict[str, Any]:
+        training = self.config.training
+        return {
+            "num_images": len(self.dataset),
+            "num_classes": len(self.dataset.categories),
+            "num_steps": self.num_steps,
+            "batch_size": training.batch_size,
+            "learning_rate": training.scaled_learning_rate,
+            "keep_checkpoints": self.keeps_all,
+            "devices": self.ranks.num,
+            "parts": self.execution.parts,
+            "recompute": self.execution.recompute,
+        }
+
+    def _progress(self) -> tqdm:  # type: ignore[type-arg]
+        """A line with losses, rate and remaining time; rewritten on a terminal, now and then a new one in a file."""
+        return tqdm(
+            total=self.num_steps,
+            initial=self.done,
+            unit="step",
+            dynamic_ncols=True,
+            mininterval=0.5 if sys.stderr.isatty() else 20,
+            disable=not self.ranks.is_main,
+        )
+
+
+def _batch_and_rate(training: TrainingConfig, execution: Execution, ranks: Ranks) -> str:
+    """How the batch is shared out, and which learning rate follows from its size.
+
+    >>> _batch_and_rate(TrainingConfig(batch_size=8), Execution(parts=2), ALONE)
+    'A step: 8 images = 1 device × 2 parts × 4. Learning rate 0.01 = 0.02 × 8 / 16.'
+    """
+    images = training.batch_size // (ranks.num * execution.parts)
+    devices = f"{ranks.num} device{'s' if ranks.num > 1 else ''}"
+    parts = f" × {execution.parts} parts" if execution.parts > 1 else ""
+    return (
+        f"A step: {training.batch_size} images = {devices}{parts} × {images}. Learning rate "
+        f"{training.scaled_learning_rate:g} = {training.learning_rate:g} × {training.batch_size} / "
+        f"{training.reference_batch_size}."
     )

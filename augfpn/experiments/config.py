@@ -293,6 +293,9 @@ class DataConfig:
         return self.short_side, self.long_side
 
 
+Precision = Literal["fp32", "bf16"]
+
+
 @dataclass(frozen=True, kw_only=True)
 class TrainingConfig:
     """How a model is trained: either ``epochs`` or ``steps``, the other None.
@@ -302,6 +305,7 @@ class TrainingConfig:
     ``warmup``: the rate rises linearly from ``warmup_start`` of it, or stays "constant" there until the warm-up ends.
     ``clip_norm``: the largest norm of the gradient, or None.
     ``bias_rate``: biases learn at so many times the rate; ``bias_decay``: weight decay is for them, too.
+    ``precision``: of losses and gradients; "bf16" is mixed precision, with weights in fp32. Detection is in fp32.
     """
 
     optimizer: Literal["sgd", "adamw"] = "sgd"
@@ -320,6 +324,7 @@ class TrainingConfig:
     clip_norm: float | None = 35.0
     bias_rate: float = 1.0
     bias_decay: bool = True
+    precision: Precision = "fp32"
     log_every: int = 10
     checkpoint_every: int = 1000
     num_workers: int = 2

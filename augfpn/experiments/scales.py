@@ -25,6 +25,7 @@ from augfpn.experiments.config import (
     FasterRCNNConfig,
     FCOSConfig,
     MaskConfig,
+    Precision,
     ProposalConfig,
     RetinaNetConfig,
     RunConfig,
@@ -247,6 +248,7 @@ def plan(
     learning_rate: float | None = None,
     backbone_weights: str | None = None,
     backbone_style: Literal["pytorch", "caffe"] | None = None,
+    precision: Precision | None = None,
 ) -> RunConfig:
     """The whole description of a run of an experiment at a scale.
 
@@ -264,6 +266,7 @@ def plan(
         backbone_weights: a file, an http(s) URL or a tag of timm's, in the place of the weights that the backbone
             starts from.
         backbone_style: what those weights are for, see `augfpn.detectors.backbone`.
+        precision: fp32 or bf16, in the place of the scale's.
     """
     if scale not in SCALES:
         raise UserError(unknown("scale", scale, SCALES))
@@ -287,6 +290,8 @@ def plan(
         training = replace(training, batch_size=batch_size)
     if learning_rate is not None:
         training = replace(training, learning_rate=learning_rate, reference_batch_size=training.batch_size)
+    if precision is not None:
+        training = replace(training, precision=precision)
     if backbone_weights is not None:
         file = Path(backbone_weights).expanduser()
         weights = str(file.resolve()) if file.is_file() else backbone_weights

@@ -16,6 +16,7 @@ from augfpn.initialisation import gaussian, xavier
 from augfpn.ops.boxes import BoxCoder, clip, take_boxes
 from augfpn.ops.matching import FOREGROUND, Matcher, Sampler
 from augfpn.ops.nms import batched_nms
+from augfpn.ops.ranks import normaliser
 from augfpn.structures import Detections, Proposals, RoISamples, Targets
 
 # Cells a side of the pooled RoI.
@@ -63,7 +64,8 @@ class BoxHead(nn.Module):
 
     def forward(self, features: Tensor) -> BoxPredictions:
         hidden = self.fc2(self.fc1(features.flatten(-3)).relu()).relu()
-        return BoxPredictions(self.classifier(hidden), self.regressor(hidden).unflatten(1, (-1, 4)))
+        # In fp32, and so their losses, also in mixed precision.
+        return BoxPredictions(self.classifier(hidden).float(), self.regressor(hidden).unflatten(1, (-1, 4)).float())
 
 
 class MaxOverLevels(nn.Module):
@@ -102,7 +104,7 @@ def box_losses(
     the foreground's coordinates and divided by the number of sampled RoIs.
     """
     labels, valid = samples.labels.flatten(), samples.valid.flatten()
-    num_sampled = valid.sum().clamp(min=1)
+    num_sampled = normaliser(valid.sum())
     classifier = (F.cross_entropy(predictions.logits, labels, reduction="none") * valid).sum() / num_sampled
     deltas = predictions.deltas.gather(1, labels[:, None, None].expand(-1, 1, 4)).squeeze(1)
     foreground = labels > 0

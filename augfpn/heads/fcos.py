@@ -14,6 +14,7 @@ from augfpn.heads.dense import PRIOR_LOGIT, DensePredictions, Selection, Tower, 
 from augfpn.initialisation import gaussian
 from augfpn.ops.anchors import AnchorGenerator
 from augfpn.ops.boxes import area, take_boxes
+from augfpn.ops.ranks import normaliser
 from augfpn.structures import Pyramid, Targets
 
 # A distance of e^20 pixels is far beyond any image, and the box loss has no slope there. The exponential of much more
@@ -79,9 +80,10 @@ class FCOSHead(nn.Module):
             centerness.append(flatten_places(self.centerness(seen), 1).squeeze(2))
         cells = self.cells(pyramid.levels, pyramid.strides)
         return DensePredictions(
-            torch.cat(logits, dim=1),
-            torch.cat(distances, dim=1),
-            torch.cat(centerness, dim=1),
+            # In fp32, and so their losses, also in mixed precision.
+            torch.cat(logits, dim=1).float(),
+            torch.cat(distances, dim=1).float(),
+            torch.cat(centerness, dim=1).float(),
             torch.cat(cells),
             tuple(len(of_level) for of_level in cells),
         )
@@ -97,7 +99,7 @@ class FCOSHead(nn.Module):
         foreground, objects = self._match(predictions, targets)
         labels = torch.where(foreground, targets.labels.gather(1, objects), 0)
         is_true = is_class(labels, self.num_classes).to(predictions.logits.dtype)
-        num_foreground = foreground.sum().clamp(min=1)
+        num_foreground = normaliser(foreground.sum())
 
         cells = predictions.anchors.expand(len(labels), -1, 4)
         # Background is measured from its cell to itself, so that no gradient of it is infinite.
@@ -149,16 +151,16 @@ def _weighted_iou_loss(
     focal: Tensor, boxes: Tensor, goal: Tensor, centerness: Tensor, foreground: Tensor
 ) -> tuple[Tensor, Tensor]:
     """The release's: −log IoU, averaged by centerness; the focal loss over foreground places and images."""
-    weights = centerness.sum().clamp(min=torch.finfo(centerness.dtype).tiny)
+    weights = normaliser(centerness.sum(), least=1e-12)
     of_places = -_iou(boxes, goal).clamp(min=1e-6).log() * centerness
-    return focal / (foreground.sum() + len(foreground)), of_places.sum() / weights
+    return focal / normaliser(foreground.sum() + len(foreground)), of_places.sum() / weights
 
 
 def _giou_loss(
     focal: Tensor, boxes: Tensor, goal: Tensor, centerness: Tensor, foreground: Tensor
 ) -> tuple[Tensor, Tensor]:
     """torchvision's: generalised IoU, averaged; both losses over foreground places."""
-    num_foreground = foreground.sum().clamp(min=1)
+    num_foreground = normaliser(foreground.sum())
     of_places = generalized_box_iou_loss(boxes, goal) * foreground
     return focal / num_foreground, of_places.sum() / num_foreground
 

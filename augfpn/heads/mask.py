@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from augfpn.initialisation import kaiming
 from augfpn.ops.masks import crop_masks
+from augfpn.ops.ranks import normaliser
 from augfpn.structures import Detections, Pyramid, RoISamples, Targets
 
 # Cells a side of the pooled RoI, and of the mask that is made from it.
@@ -54,7 +55,8 @@ class MaskHead(nn.Module):
         for conv in self.convs:
             features = conv(features).relu()
         logits: Tensor = self.classifier(self.upsample(features).relu())
-        return logits
+        # So its loss is in fp32, also in mixed precision.
+        return logits.float()
 
 
 class MaskBranch(nn.Module):
@@ -95,7 +97,7 @@ def mask_loss(logits: Tensor, samples: MaskSamples) -> Tensor:
     of_rois = F.binary_cross_entropy_with_logits(
         _of_labels(logits, labels), samples.masks.flatten(0, 1), reduction="none"
     ).mean(dim=(1, 2))
-    return (of_rois * foreground).sum() / foreground.sum().clamp(min=1)
+    return (of_rois * foreground).sum() / normaliser(foreground.sum())
 
 
 def _of_labels(logits: Tensor, labels: Tensor) -> Tensor:

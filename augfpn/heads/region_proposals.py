@@ -16,6 +16,7 @@ from augfpn.ops.best import best_of_each_level
 from augfpn.ops.boxes import BoxCoder, clip, take_boxes
 from augfpn.ops.matching import FOREGROUND, Matcher, Sampler
 from augfpn.ops.nms import batched_nms
+from augfpn.ops.ranks import normaliser
 from augfpn.structures import Proposals, Pyramid, Targets
 
 # Proposals with a side of fewer pixels, as of an anchor outside the image, are none.
@@ -78,7 +79,11 @@ class RegionProposals(nn.Module):
             deltas.append(self.deltas(hidden).permute(0, 2, 3, 1).reshape(len(level), -1, 4))
         anchors = self.anchors(pyramid.levels, pyramid.strides)
         return ProposalPredictions(
-            torch.cat(logits, dim=1), torch.cat(deltas, dim=1), torch.cat(anchors), tuple(len(a) for a in anchors)
+            # In fp32, and so their losses, also in mixed precision.
+            torch.cat(logits, dim=1).float(),
+            torch.cat(deltas, dim=1).float(),
+            torch.cat(anchors),
+            tuple(len(of_level) for of_level in anchors),
         )
 
     @torch.no_grad()
@@ -101,7 +106,7 @@ class RegionProposals(nn.Module):
         usable = _inside(anchors, sizes) if self.rules.train_inside_only else None
         kinds, objects = self.rules.matcher(anchors, targets, usable)
         indices, sampled = self.rules.sampler(kinds)
-        num_sampled = sampled.sum().clamp(min=1)
+        num_sampled = normaliser(sampled.sum())
         foreground = (kinds.gather(1, indices) == FOREGROUND) & sampled
         objectness = F.binary_cross_entropy_with_logits(
             predictions.logits.gather(1, indices), foreground.to(predictions.logits.dtype), reduction="none"

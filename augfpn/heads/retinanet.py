@@ -15,6 +15,7 @@ from augfpn.initialisation import gaussian
 from augfpn.ops.anchors import AnchorGenerator
 from augfpn.ops.boxes import BoxCoder, take_boxes
 from augfpn.ops.matching import FOREGROUND, IGNORED, Matcher
+from augfpn.ops.ranks import normaliser
 from augfpn.structures import Pyramid, Targets
 
 
@@ -60,8 +61,9 @@ class RetinaNetHead(nn.Module):
             deltas.append(flatten_places(self.regressor(self.regression_tower(level)), 4))
         anchors = self.anchors(pyramid.levels, pyramid.strides)
         return DensePredictions(
-            torch.cat(logits, dim=1),
-            torch.cat(deltas, dim=1),
+            # In fp32, and so their losses, also in mixed precision.
+            torch.cat(logits, dim=1).float(),
+            torch.cat(deltas, dim=1).float(),
             None,
             torch.cat(anchors),
             tuple(len(of_level) for of_level in anchors),
@@ -88,7 +90,7 @@ class RetinaNetHead(nn.Module):
     def _mean(self, values: Tensor, foreground: Tensor) -> Tensor:
         """The sum of ``values (B, A)`` over the number of ``foreground (B, A)`` anchors, at least one an image."""
         sums, counts = values.sum(dim=1), foreground.sum(dim=1).clamp(min=1)
-        return sums.sum() / counts.sum() if self.rules.mean == "batch" else (sums / counts).mean()
+        return sums.sum() / normaliser(counts.sum()) if self.rules.mean == "batch" else (sums / counts).mean()
 
     def scores(self, predictions: DensePredictions, threshold: float) -> Tensor:
         """``(B, A, K)``; −1 where it is not above the threshold."""

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from augfpn.ops.boxes import pairwise_iou
+from augfpn.ops.ranks import rand
 from augfpn.structures import Targets
 
 FOREGROUND, BACKGROUND, IGNORED = 1, 0, -1
@@ -87,7 +88,7 @@ class Sampler:
         """Samples from ``kinds (B, N)``, with PyTorch's global random numbers."""
         num = min(self.num, kinds.shape[1])
         most_foreground = min(self.most_foreground, num)
-        lot = torch.rand(kinds.shape, device=kinds.device)
+        lot = rand(kinds.shape, kinds.device)
         foreground_lot = torch.where(kinds == FOREGROUND, lot, -1.0)
         drawn, where = foreground_lot.topk(most_foreground, dim=1)
         is_drawn = torch.zeros_like(kinds, dtype=torch.bool).scatter(1, where, drawn >= 0)

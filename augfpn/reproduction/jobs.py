@@ -48,7 +48,7 @@ class Request:
         seeds: every experiment is run with the seeds 0 to ``seeds`` - 1.
         out: the folder for everything; by default ``runs/SCALE``.
         data: a folder in COCO's layout in the place of the scale's images.
-        devices: of each training; with more than one it is started by torchrun (and refuses, so far).
+        devices: of each training, which share its batches.
         threads: on the CPU, of each job, and of each device of a training.
         at_once: how many jobs are done at the same time, for the remaining time.
     """

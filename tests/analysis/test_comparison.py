@@ -19,7 +19,8 @@ from augfpn.experiments import plan
 def made_up_run(path, experiment, ap, mask_ap=None, **changes):
     run = Run.create(path, plan(experiment, "smoke", **changes), ())
     masks = {} if mask_ap is None else {"mask_AP": mask_ap}
-    run.write_results({**dict.fromkeys(FIGURES, 0.5), "APl": None, "AP": ap, **masks}, [])
+    run.write_detections([])
+    run.write_metrics({**dict.fromkeys(FIGURES, 0.5), "APl": None, "AP": ap, **masks})
     return run
 
 
@@ -136,7 +137,7 @@ def test_gains_by_size_are_against_the_baseline_of_the_same_seed(tmp_path):
         made_up_run(tmp_path / "x", "table2/rfa", 0.4, seed=2),
     ]
     for run, small in zip(runs, (0.5, 0.2, 0.25, 0.4), strict=True):
-        run.write_results({**run.metrics, "APs": small}, [])
+        run.write_metrics({**run.metrics, "APs": small})
     by_size = gains_by_size(comparison(runs, "table2"))
     assert by_size.index.tolist() == ["CS"]
     assert by_size.loc["CS", ["APs", "APm"]].tolist() == [5, 0]

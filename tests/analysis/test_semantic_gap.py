@@ -5,7 +5,7 @@ import torch
 
 from augfpn.analysis.probe import ObjectFeatures, train_probe
 from augfpn.analysis.semantic_gap import check_same_objects, gap_between, linear_cka, semantic_gaps
-from augfpn.engine import Run, train
+from augfpn.engine import Execution, Run, train
 from augfpn.errors import UserError
 from augfpn.experiments import plan
 
@@ -116,7 +116,7 @@ def test_one_classifier_can_serve_levels_that_mean_the_same_and_no_others():
     ],
 )
 def test_the_gap_of_a_run_at_its_end_and_along_its_training(tmp_path, experiment, classifiers, levels):
-    run = train(plan(experiment, "smoke"), tmp_path / "run", keep_checkpoints=True, device=CPU)
+    run = train(plan(experiment, "smoke"), tmp_path / "run", execution=Execution(keep_checkpoints=True), device=CPU)
     ends = semantic_gaps(run, CPU)
     assert list(ends) == classifiers
     for gap in ends.values():

@@ -8,7 +8,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from augfpn import build_detector, build_from_config, plan
 from augfpn.data.loading import Batch
-from augfpn.engine.train import backpropagate
+from augfpn.engine.step import Losses, backpropagate
 from augfpn.experiments import find_experiment
 from augfpn.experiments.conventions import TORCHVISION
 from augfpn.structures import Images, Targets
@@ -98,7 +98,7 @@ def test_the_whole_training_step_traces_as_one_graph_with_the_same_gradients(sma
         model = small_model(experiment)
         torch.manual_seed(0)
         with torch._dynamo.config.patch(trace_autograd_ops=True):
-            step(model, whole, 0.5)
+            step(Losses(model), [whole], 0.5)
         gradients.append({name: parameter.grad for name, parameter in model.named_parameters()})
     torch.testing.assert_close(*gradients)
 

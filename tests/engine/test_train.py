@@ -10,10 +10,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from augfpn.engine import Run, train
+from augfpn.engine import Execution, Run, train
 from augfpn.engine.runs import RunError
 from augfpn.engine.schedule import learning_rate
-from augfpn.engine.train import build_optimizer
+from augfpn.engine.step import build_optimizer
 from augfpn.errors import UserError
 from augfpn.experiments import plan
 from augfpn.experiments.config import TrainingConfig
@@ -71,7 +71,12 @@ def test_a_finished_run_has_weights_history_and_provenance(finished):
 
 
 def test_kept_checkpoints_are_the_model_along_its_training(tmp_path):
-    run = train(plan("table2/baseline", "smoke", steps=8), tmp_path / "all", keep_checkpoints=True, device=CPU)
+    run = train(
+        plan("table2/baseline", "smoke", steps=8),
+        tmp_path / "all",
+        execution=Execution(keep_checkpoints=True),
+        device=CPU,
+    )
     assert run.checkpoint_steps == (2, 4, 6)
     shorter = train(plan("table2/baseline", "smoke", steps=8), tmp_path / "last", device=CPU)
     assert shorter.checkpoint_steps == (4, 6)
@@ -83,7 +88,7 @@ def test_kept_checkpoints_are_the_model_along_its_training(tmp_path):
 
 def test_a_run_that_keeps_its_checkpoints_keeps_them_when_it_goes_on(tmp_path):
     config = plan("table2/baseline", "smoke", steps=8)
-    run = train(config, tmp_path / "run", keep_checkpoints=True, device=CPU)
+    run = train(config, tmp_path / "run", execution=Execution(keep_checkpoints=True), device=CPU)
     # As if it had been killed in its last step.
     run.weights.unlink()
     (run.path / "checkpoints" / "step_00000006.pt").unlink()

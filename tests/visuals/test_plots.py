@@ -15,7 +15,8 @@ PNG = b"\x89PNG"
 
 def made_up_run(path, experiment, ap, seed=0):
     run = Run.create(path, plan(experiment, "smoke", seed=seed), ())
-    run.write_results({**dict.fromkeys(FIGURES, 0.5), "AP": ap}, [])
+    run.write_detections([])
+    run.write_metrics({**dict.fromkeys(FIGURES, 0.5), "AP": ap})
     return run
 
 

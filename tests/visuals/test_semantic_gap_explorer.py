@@ -15,7 +15,7 @@ from augfpn.analysis.gap_in_image import gap_in_image, predictions_of_objects
 from augfpn.analysis.semantic_gap import MeasuredGap, measure_gaps
 from augfpn.data.loading import FIRST_SYNTHETIC_VAL, evaluation_batches, open_dataset
 from augfpn.data.synthetic import SyntheticDataset
-from augfpn.engine import Run, train
+from augfpn.engine import Execution, Run, train
 from augfpn.errors import UserError
 from augfpn.experiments import plan
 from augfpn.files import write_json
@@ -32,7 +32,7 @@ def runs(tmp_path_factory):
     """Without and with Consistent Supervision; the names of the classes in the first one are HTML."""
     folder = tmp_path_factory.mktemp("runs")
     runs = [
-        train(plan(id, "smoke"), folder / name, keep_checkpoints=True, device=CPU)
+        train(plan(id, "smoke"), folder / name, execution=Execution(keep_checkpoints=True), device=CPU)
         for name, id in (("fpn", "table2/baseline"), ("cs", "table2/cs"))
     ]
     categories = [{**vars(category), "name": f"{EVIL} {category.name}"} for category in runs[0].categories]

@@ -1,0 +1,97 @@
+"""The processes of one training: one a device, on one machine or on several, as torchrun starts them.
+
+Each is a rank, the first of which is the main one: it alone writes files and prints. What is computed does not depend
+on how many there are, but for rounding (`augfpn.ops.ranks`), as long as images are padded alike.
+"""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+
+from augfpn.errors import UserError
+
+Value = TypeVar("Value")
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """This process among ``num`` of them; by default there is one."""
+
+    rank: int = 0
+    num: int = 1
+
+    @property
+    def is_main(self) -> bool:
+        return self.rank == 0
+
+    def any(self, flag: bool) -> bool:
+        """Whether it is so on any rank; the same answer on all."""
+        if self.num == 1:
+            return flag
+        # On the host, so that a GPU is not waited for.
+        flags = torch.tensor(int(flag))
+        dist.all_reduce(flags, dist.ReduceOp.MAX)
+        return bool(flags)
+
+    def gather(self, value: Value) -> list[Value]:
+        """Each rank's value, in their order, on all of them."""
+        if self.num == 1:
+            return [value]
+        values: list[Any] = [None] * self.num
+        dist.all_gather_object(values, value)
+        return values
+
+    def gather_to_main(self, value: Value) -> list[Value]:
+        """Likewise on the main rank; nothing on the others."""
+        if self.num == 1:
+            return [value]
+        values: list[Any] | None = [None] * self.num if self.is_main else None
+        dist.gather_object(value, values)
+        return values or []
+
+    def wait(self) -> None:
+        """Goes on when all ranks are here."""
+        self.any(False)
+
+
+ALONE = Ranks()
+
+
+def is_rank() -> bool:
+    """Whether torchrun, or something that speaks like it, started this process as one of several."""
+    return int(os.environ.get("WORLD_SIZE", 1)) > 1
+
+
+@contextmanager
+def joined(device: torch.device, timeout: float) -> Iterator[tuple[Ranks, torch.device]]:
+    """This process among those that were started with it, and its device.
+
+    Args:
+        device: what all of them use; of GPUs, each process gets its own.
+        timeout: after so many seconds without an answer from the others it is an error.
+    """
+    if not is_rank():
+        yield ALONE, device
+        return
+    if device.type == "cuda":
+        local, num_gpus = int(os.environ["LOCAL_RANK"]), torch.cuda.device_count()
+        if local >= num_gpus:
+            raise UserError(f"This machine has {num_gpus} GPUs for more processes; start no more than one a GPU.")
+        device = torch.device("cuda", local)
+        torch.cuda.set_device(device)
+    # Weights of 1 × 1 convolutions have the same strides in either layout.
+    warnings.filterwarnings("ignore", "Grad strides do not match bucket view strides")
+    backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
+    dist.init_process_group(backend, timeout=timedelta(seconds=timeout))
+    yield Ranks(dist.get_rank(), dist.get_world_size()), device
+    # Not after an error: the others may not answer any more.
+    dist.destroy_process_group()
