@@ -499,6 +499,44 @@ def synthetic(
         print(dataset.write(out, split))
 
 
+@data_app.command("check")
+def check_data(
+    folder: Annotated[Path, typer.Argument(help="In COCO's layout.")],
+    fix: Annotated[Optional[Path], typer.Option(help="Write a mended copy to this folder.")] = None,  # noqa: UP045
+    json: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option(help="Write all findings to this file, for programs; - for the standard output."),
+    ] = None,
+    jobs: Annotated[
+        Optional[int],  # noqa: UP045
+        typer.Option(min=1, help="Processes that read images; by default one a core."),
+    ] = None,
+) -> None:
+    """Finds everything that is wrong with a data set: annotations, image files, and images that splits share.
+
+    Ends with 0 if nothing is wrong (or a mended copy was written), 1 if something is, and 2 if it cannot be checked.
+    """
+    from augfpn.data.check import check
+    from augfpn.data.mend import as_text, mend
+    from augfpn.files import write_json
+
+    report = check(folder, jobs)
+    to_stdout = json == Path("-")
+    if to_stdout:
+        print(dumps(report.to_dict(), indent=1))
+    else:
+        print(report.as_text())
+        if json is not None:
+            print(write_json(json, report.to_dict(), indent=1))
+    if fix is not None:
+        changes = mend(report, fix)
+        told = f"{as_text(changes)}\n{fix}: {len(changes)} changes, all listed in {fix / 'changes.json'}."
+        # Programs read the standard output.
+        print(f"\n{told.strip()}", file=sys.stderr if to_stdout else sys.stdout)
+    elif report.is_faulty:
+        raise typer.Exit(1)
+
+
 def _write(file: Path | None, content: dict[str, Any], device: torch.device) -> None:
     """Writes what was measured, if there is a file for it."""
     from augfpn.engine.runs import write_measured

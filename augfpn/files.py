@@ -161,7 +161,7 @@ def _sync(path: Path) -> None:
 def _parsed(path: Path, number: int, line: str) -> dict[str, Any]:
     try:
         content = json.loads(line)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{path}, line {number} cannot be read: {error}") from error
     if not isinstance(content, dict):
         raise UserError(f"{path}, line {number}: expected an object, found {line.strip()[:80]}.")

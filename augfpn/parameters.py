@@ -9,13 +9,13 @@ from __future__ import annotations
 import sys
 import types
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
 from typing import Any, TypeVar, get_args, get_type_hints
 
 from augfpn.errors import UserError
 from augfpn.experiments.config import RunConfig
-from augfpn.experiments.paper import TABLES, find_experiment, unknown
+from augfpn.experiments.paper import TABLES, unknown
 from augfpn.experiments.scales import SCALES, default_run_path, plan
 
 Parameters = TypeVar("Parameters")
@@ -44,9 +44,7 @@ class ExperimentParameters:
 
     def __post_init__(self) -> None:
         _at_least_one(self, "devices")
-        find_experiment(self.experiment)
-        if self.scale not in SCALES:
-            raise UserError(unknown("scale", self.scale, SCALES))
+        self.plan()
 
     @property
     def run_path(self) -> Path:
@@ -208,4 +206,7 @@ def read_parameters(kind: type[Parameters], namespace: Mapping[str, Any]) -> Par
         if type(value) not in allowed:
             expected = " or ".join("nothing (None)" if kind is types.NoneType else kind.__name__ for kind in allowed)
             raise UserError(f"The parameter {name!r} must be {expected}, not {value!r} ({type(value).__name__}).")
+    for field in fields(kind):  # type: ignore[arg-type]
+        if field.default is MISSING and field.name not in given:
+            raise UserError(f"The parameter {field.name!r} is missing; it has no default.")
     return kind(**given)

@@ -64,10 +64,10 @@ def kept_image_losses(run: Run, num_images: int) -> list[float] | None:
     """
     try:
         kept = json.loads((run.path / FILE).read_text(encoding="utf-8"))
-        if kept["weights"] != _digest_of_weights(run):
+        if kept["weights"] != _digest_of_weights(run) or not isinstance(kept["losses"], list):
             return None
         losses = [math.nan if loss is None else float(loss) for loss in kept["losses"]]
-    except (OSError, ValueError, TypeError, KeyError):
+    except (OSError, ValueError, TypeError, KeyError, ArithmeticError, RecursionError):
         # Not there, or not a file of ours.
         return None
     return losses if len(losses) == num_images else None

@@ -8,6 +8,8 @@ asked for.
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
+from itertools import accumulate, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +19,7 @@ from torch import Tensor
 
 from augfpn.data.coco_format import CocoBox, CocoImage, DataError, find_split, read_annotations, refuse_any
 from augfpn.data.dataset import DataProblem, Sample
-from augfpn.data.images import ImageError, check_image, read_image
+from augfpn.data.images import ImageError, check_image, image_path, read_image
 from augfpn.data.segmentations import decode
 
 
@@ -34,7 +36,7 @@ class CocoDataset:
 
     Attributes:
         categories: in the order of their ids, whatever the ids are; a category's position plus 1 is its label.
-        problems: the objects that were dropped or cut, and why.
+        problems: the objects that were dropped or cut, and why; a copy in a worker process has none of them.
     """
 
     def __init__(
@@ -56,24 +58,25 @@ class CocoDataset:
         self.annotated = annotated
         self.masks = masks
         self.categories = content.categories
-        self.problems = content.problems
-        self._images = content.images
+        self.problems: Sequence[DataProblem] = content.problems
 
-        # Objects of all images behind one another; those of image i from starts[i] to starts[i + 1]. Arrays rather
-        # than Python objects: they are smaller, and quickly sent to worker processes.
         of_image: dict[int, list[CocoBox]] = {image.id: [] for image in content.images}
         for box in content.boxes:
             if not box.is_crowd:
                 of_image[box.image_id].append(box)
         label_of = {category.id: label for label, category in enumerate(self.categories, start=1)}
         ordered = [box for image in content.images for box in of_image[image.id]]
-        self._starts = np.cumsum([0] + [len(of_image[image.id]) for image in content.images])
-        self._boxes = np.array([box.corners for box in ordered], dtype=np.float32).reshape(-1, 4)
-        self._labels = np.array([label_of[box.category_id] for box in ordered], dtype=np.int64)
-        # Masks likewise: the packed run lengths of object j from mask_starts[j] to mask_starts[j + 1].
-        packed = [box.annotation["segmentation"]["counts"].encode() for box in ordered] if masks else []
-        self._packed = np.frombuffer(b"".join(packed), dtype=np.uint8)
-        self._mask_starts = np.cumsum([0] + [len(counts) for counts in packed])
+        # Tensors rather than Python objects: they are smaller, and worker processes share them with this one, whereas
+        # of Python objects each would have its own. What belongs to image i stands from starts[i] to starts[i + 1].
+        self._ids = torch.tensor([image.id for image in content.images])
+        self._sizes = torch.tensor([(image.height, image.width) for image in content.images])
+        self._names, self._name_starts = _joined([image.file_name.encode() for image in content.images])
+        self._starts = _starts([len(of_image[image.id]) for image in content.images])
+        self._boxes = torch.tensor([box.corners for box in ordered], dtype=torch.float32).reshape(-1, 4)
+        self._labels = torch.tensor([label_of[box.category_id] for box in ordered], dtype=torch.int32)
+        # The packed run lengths of object j.
+        counts = [box.mask["counts"].encode() for box in ordered if box.mask is not None]
+        self._packed, self._mask_starts = _joined(counts)
 
     @classmethod
     def open(
@@ -82,24 +85,34 @@ class CocoDataset:
         """The split ``train``, ``val`` or ``test`` of a folder in COCO's layout."""
         return cls(*find_split(root, split), strict, masks, check_images=check_images)
 
+    def __getstate__(self) -> dict[str, Any]:
+        # Worker processes only read samples.
+        return {**self.__dict__, "problems": ()}
+
     @property
     def file_names(self) -> list[str]:
-        return [image.file_name for image in self._images]
+        return [self._file_name(index) for index in range(len(self))]
 
     def __len__(self) -> int:
-        return len(self._images)
+        return len(self._ids)
 
     def __getitem__(self, index: int) -> Sample:
-        image = self._images[index]
-        path = self.folder / image.file_name
+        if not 0 <= index < len(self):
+            raise IndexError(f"image {index} of {len(self)}")
+        path = self.folder / self._file_name(index)
+        height, width = self._sizes[index].tolist()
         try:
-            pixels = read_image(path, (image.height, image.width))
+            pixels = read_image(image_path(self.folder, self._file_name(index)), (height, width))
         except ImageError as error:
             raise DataError(f"{path}: {error}") from error
-        objects = slice(self._starts[index], self._starts[index + 1])
-        boxes, labels = self._boxes[objects].copy(), self._labels[objects].copy()
-        masks = self._masks(range(objects.start, objects.stop), image) if self.masks else None
-        return Sample(image.id, pixels, torch.from_numpy(boxes), torch.from_numpy(labels), masks)
+        first, last = self._starts[index : index + 2].tolist()
+        return Sample(
+            int(self._ids[index]),
+            pixels,
+            self._boxes[first:last].clone(),
+            self._labels[first:last].long(),
+            self._masks(first, last, height, width) if self.masks else None,
+        )
 
     def ground_truth(self) -> dict[str, Any]:
         # Read again: the evaluation needs every field, and training need not carry them.
@@ -112,17 +125,30 @@ class CocoDataset:
             "categories": [vars(category) for category in content.categories],
         }
 
-    def _masks(self, objects: range, image: CocoImage) -> Tensor:
-        size = [image.height, image.width]
-        packed = [self._packed[self._mask_starts[o] : self._mask_starts[o + 1]].tobytes() for o in objects]
-        return decode([{"size": size, "counts": counts} for counts in packed], *size)
+    def _file_name(self, index: int) -> str:
+        first, last = self._name_starts[index : index + 2].tolist()
+        return self._names[first:last].numpy().tobytes().decode()
+
+    def _masks(self, first: int, last: int, height: int, width: int) -> Tensor:
+        starts = self._mask_starts[first : last + 1].tolist()
+        packed = [self._packed[start:end].numpy().tobytes() for start, end in pairwise(starts)]
+        return decode([{"size": [height, width], "counts": counts} for counts in packed], height, width)
+
+
+def _joined(texts: list[bytes]) -> tuple[Tensor, Tensor]:
+    """Texts behind one another as uint8, and where each of them starts."""
+    return torch.from_numpy(np.frombuffer(bytearray(b"".join(texts)), dtype=np.uint8)), _starts(map(len, texts))
+
+
+def _starts(lengths: Iterable[int]) -> Tensor:
+    return torch.tensor([0, *accumulate(lengths)])
 
 
 def _image_problems(folder: Path, images: tuple[CocoImage, ...]) -> list[DataProblem]:
     problems = []
     for image in images:
         try:
-            check_image(folder / image.file_name, (image.height, image.width))
+            check_image(image_path(folder, image.file_name), (image.height, image.width))
         except ImageError as error:
             problems.append(DataProblem(str(folder / image.file_name), str(error)))
     return problems

@@ -53,7 +53,9 @@ class DetectionDataset(Protocol):
     """
 
     categories: tuple[Category, ...]
-    problems: list[DataProblem]
+
+    @property
+    def problems(self) -> Sequence[DataProblem]: ...
 
     @property
     def file_names(self) -> list[str]: ...
@@ -76,7 +78,10 @@ class SelectedImages:
         self.dataset = dataset
         self.positions = positions
         self.categories = dataset.categories
-        self.problems = dataset.problems
+
+    @property
+    def problems(self) -> Sequence[DataProblem]:
+        return self.dataset.problems
 
     @property
     def file_names(self) -> list[str]:

@@ -21,7 +21,7 @@ from torchvision.transforms import v2
 from torchvision.tv_tensors import BoundingBoxes, Image, Mask
 
 from augfpn.data.coco import CocoDataset
-from augfpn.data.coco_format import DataError
+from augfpn.data.coco_format import DataError, different_categories
 from augfpn.data.dataset import DetectionDataset, Sample, SelectedImages
 from augfpn.data.synthetic import SyntheticDataset
 from augfpn.errors import UserError
@@ -62,9 +62,9 @@ def open_dataset(config: DataConfig, split: str, *, check_images: bool = True) -
 def open_datasets(config: DataConfig) -> tuple[DetectionDataset, DetectionDataset]:
     """The training and the validation data of a run, both checked, with the same classes."""
     train, val = open_dataset(config, "train"), open_dataset(config, "val")
-    if train.categories != val.categories:
-        only = sorted({category.name for category in set(train.categories) ^ set(val.categories)})
-        raise DataError(f"{config.root}: train and val have different categories; these differ: {only}.")
+    different = different_categories(train.categories, val.categories)
+    if different:
+        raise DataError(f"{config.root}: train and val have different categories; these differ: {different}.")
     return train, val
 
 

@@ -19,6 +19,8 @@ from torch import Tensor
 MASK_THRESHOLD = 0.5
 # A polygon may leave its image by so many times the image's size; drawing one far outside would fill the memory.
 MOST_OUTSIDE = 1.0
+# pycocotools counts pixels in 32 bits, and draws a polygon by all the places on its outline.
+LONGEST_MASK_SIDE = 65_535
 
 # A mask as COCO's results have it: ``size`` [H, W], and the packed run lengths ``counts`` as text.
 Rle = dict[str, Any]
@@ -34,6 +36,10 @@ def compress(segmentation: Any, height: int, width: int) -> Rle:
     Raises:
         SegmentationError: if it is of no such kind, broken, of another size, or has no pixels in the image.
     """
+    if max(height, width) > LONGEST_MASK_SIDE:
+        raise SegmentationError(
+            f"is of an image of {width} × {height}; sides may have {LONGEST_MASK_SIDE} pixels at most"
+        )
     if isinstance(segmentation, list):
         packed = rle.merge(rle.frPyObjects(_polygons(segmentation, height, width), height, width))
     elif isinstance(segmentation, dict):
@@ -77,6 +83,10 @@ def _polygons(polygons: list[Any], height: int, width: int) -> Any:
         points = corners.reshape(-1, 2)
         if (points < -MOST_OUTSIDE * size).any() or (points > (1 + MOST_OUTSIDE) * size).any():
             raise SegmentationError(f"has a polygon far outside its image of {width} × {height}")
+        steps = np.abs(points - np.roll(points, 1, axis=0)).max(axis=1)
+        # Around every pixel of the image and of as much around it as a polygon may take.
+        if steps.sum() > 4 * ((1 + 2 * MOST_OUTSIDE) * size).prod():
+            raise SegmentationError("has a polygon that goes back and forth over its whole image")
     return polygons
 
 

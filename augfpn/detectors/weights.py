@@ -5,6 +5,10 @@ files can be put there by hand; the errors say which and where:
 
     <name>.<tag>.safetensors    timm's weights of that tag, before they are looked for in Hugging Face's cache
     <host>/<path>               what http(s)://<host>/<path> names
+
+What a URL names is verified each time it is used: by the SHA-256 that the URL ends in (``…/weights.pth#sha256=…``), or
+else by the beginning of it that torchvision's files have in their names (``resnet50-0676ba61.pth``). Where there is
+neither, a warning says what would verify it. Files are read as tensors, never as the code that a pickle can be.
 """
 
 from __future__ import annotations
@@ -14,18 +18,21 @@ import os
 import pickle
 import re
 import sys
+import urllib.request
 import warnings
 from collections.abc import Iterable, Mapping
-from pathlib import Path, PurePosixPath
+from functools import partial
+from http.client import HTTPException
+from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
 import huggingface_hub
-import safetensors
 import safetensors.torch
 import timm
 import torch
 from torch import Tensor, nn
+from tqdm import tqdm
 
 from augfpn.errors import UserError
 from augfpn.experiments.paper import unknown
@@ -37,8 +44,11 @@ _CLASSIFIERS = ("fc", "classifier", "head", "last.linear")
 # The tag that stands for the one that timm takes itself; for these, for the paper's.
 DEFAULT = "default"
 _OF_THE_PAPER = {"resnet50": "tv_in1k", "resnet101": "tv_in1k"}
-# torchvision's way of naming a file: resnet50-0676ba61.pth begins so in SHA-256.
-_HASH = re.compile(r"-([0-9a-f]{8,})\.\w+$")
+# torchvision's way of naming a file: resnet50-0676ba61.pth begins so in SHA-256. A URL can end in all of it.
+_HASH = re.compile(r"-([0-9a-f]{8,64})\.\w+$")
+_FRAGMENT = re.compile(r"sha256=([0-9a-f]{64})")
+# A server that says nothing for so many seconds is given up.
+_PATIENCE = 60
 
 
 def find_weights(name: str, weights: str) -> Path:
@@ -86,29 +96,66 @@ def _of_tag(name: str, tag: str) -> Path:
 
 
 def _of_url(url: str) -> Path:
-    """The file of a URL, which is fetched at its first use."""
-    parts = urlsplit(url)
-    if parts.scheme not in ("http", "https") or not parts.hostname:
+    """The file of a URL, which is fetched at its first use and verified at each."""
+    address, _, fragment = url.partition("#")
+    path = _kept_at(address)
+    if fragment and not _FRAGMENT.fullmatch(fragment):
+        raise UserError(f"Behind the # of a URL stands the file's SHA-256, sha256= and 64 hexadecimal digits: {url}.")
+    promise = _FRAGMENT.fullmatch(fragment) or _HASH.search(path.name)
+    beginning = promise[1] if promise else ""
+    if not os.path.isfile(path):
+        _fetch(address, path, beginning)
+    elif promise and not (found := _sha256(path)).startswith(beginning):
+        raise UserError(f"{path} is not what {url} names: its SHA-256 is {found}. Delete it to have it fetched again.")
+    return path
+
+
+def _kept_at(url: str) -> Path:
+    """Where the file of a URL is kept: by host and path, because many files are called model.safetensors."""
+    try:
+        parts = urlsplit(url)
+        host, _ = (parts.hostname or "").strip("."), parts.port
+    except ValueError as error:
+        raise UserError(f"{url} is no URL ({error}).") from error
+    if parts.scheme not in ("http", "https") or not host:
         raise UserError(f"Weights are fetched by http and https only, not by {url}. Name a file or a URL of that kind.")
-    # By host and path: many files are called model.safetensors.
     # Of two files that differ in the query only, each has its own name.
     query = f"{hashlib.sha256(parts.query.encode()).hexdigest()[:8]}-" if parts.query else ""
-    inside = [part for part in PurePosixPath(unquote(parts.path)).parts if part not in ("/", "..")]
+    inside = [part for part in unquote(parts.path).split("/") if part not in ("", ".", "..")]
     if not inside:
         raise UserError(f"{url} names no file.")
-    path = _cache().joinpath(parts.hostname, *inside[:-1], query + inside[-1])
-    if path.is_file():
-        return path
-    found = _HASH.search(path.name)
+    return _cache().joinpath(host, *inside[:-1], query + inside[-1])
+
+
+def _fetch(url: str, path: Path, beginning: str) -> None:
+    """Fetches a URL to a file, which is there once it is whole and its SHA-256 begins as it should."""
     try:
-        with written_whole(path) as temporary:
-            torch.hub.download_url_to_file(
-                url, str(temporary), hash_prefix=found[1] if found else None, progress=sys.stderr.isatty()
-            )
-    except (OSError, RuntimeError, ValueError) as error:
-        # RuntimeError: the content does not have the hash that its name promises.
+        request = urllib.request.Request(url, headers={"User-Agent": "augfpn"})
+        with written_whole(path) as temporary, urllib.request.urlopen(request, timeout=_PATIENCE) as response:
+            size = response.headers["Content-Length"]
+            bar = tqdm(total=size and int(size), unit="B", unit_scale=True, disable=not sys.stderr.isatty())
+            with temporary.open("wb") as file, bar:
+                for part in iter(partial(response.read, 2**20), b""):
+                    bar.update(file.write(part))
+            # A connection that breaks off is otherwise no error.
+            if size and temporary.stat().st_size != int(size):
+                raise OSError(f"{temporary.stat().st_size} of {size} bytes came")
+            found = _sha256(temporary)
+            if not found.startswith(beginning):
+                raise ValueError(f"its SHA-256 is {found}, and should begin with {beginning}")
+    except (OSError, HTTPException, ValueError) as error:
         raise UserError(f"The weights could not be fetched ({error}). Fetch {url} and put it at {path}.") from error
-    return path
+    if not beginning:
+        warnings.warn(
+            f"{path} could not be verified, because nobody says what it should be. Its SHA-256 is {found}; with "
+            f"{url}#sha256={found} it is verified from now on.",
+            stacklevel=2,
+        )
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def load_weights(body: nn.Module, name: str, path: Path) -> None:
@@ -128,6 +175,7 @@ def load_weights(body: nn.Module, name: str, path: Path) -> None:
         for key in needed & theirs.keys()
         if found[theirs[key]].shape != own[ours[key]].shape
     ]
+    given = [theirs[key] for key in needed & theirs.keys()]
     others = {key for key in theirs.keys() - ours.keys() if not _is_counter(key) and not _is_of_classifier(key)}
     # Files made from Caffe's have biases in front of batch norm. mmcv, by which the release loads, drops them.
     biases = {key for key in others if key.endswith(".bias") and f"{key.removesuffix('bias')}weight" in needed}
@@ -138,6 +186,8 @@ def load_weights(body: nn.Module, name: str, path: Path) -> None:
         for what, names in (
             ("missing", missing),
             ("of another shape", misshapen),
+            ("not of real numbers", [name for name in given if not found[name].is_floating_point()]),
+            ("with infinite numbers or none", [name for name in given if not found[name].isfinite().all()]),
             ("unknown", [theirs[key] for key in others - biases]),
         )
         if names
@@ -169,13 +219,14 @@ def _state_dict(path: Path) -> dict[str, Tensor]:
             f"{path} holds more than tensors, and reading it would run code of whoever made it. Where you trust it, "
             "save its state dict alone: torch.save(torch.load(FILE, weights_only=False)['state_dict'], NEW)."
         ) from error
-    except (OSError, RuntimeError, ValueError, EOFError, KeyError, safetensors.SafetensorError) as error:
+    except Exception as error:
+        # PyTorch raises whatever it comes upon in a broken file: struct.error, IndexError, AssertionError …
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise UserError(f"{path} cannot be read as a file of weights: {reason}") from error
     for key in ("state_dict", "model"):
         if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
             content = content[key]
-    tensors = {key: value for key, value in content.items() if isinstance(value, Tensor)} if _is_named(content) else {}
+    tensors = {key: value for key, value in content.items() if _is_plain(value)} if _is_named(content) else {}
     if not tensors:
         raise UserError(
             f"{path} holds no state dict: expected tensors by their names, directly or under 'state_dict' or 'model'; "
@@ -186,6 +237,13 @@ def _state_dict(path: Path) -> dict[str, Tensor]:
 
 def _is_named(content: Any) -> bool:
     return isinstance(content, Mapping) and all(isinstance(key, str) for key in content)
+
+
+def _is_plain(value: Any) -> bool:
+    """Whether it is a tensor with its numbers in it: neither sparse, nor quantised, nor a mere shape."""
+    if not isinstance(value, Tensor):
+        return False
+    return value.layout is torch.strided and not value.is_quantized and not value.is_meta
 
 
 def _canonical(names: Iterable[str]) -> dict[str, str]:

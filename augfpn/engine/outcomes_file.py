@@ -46,7 +46,7 @@ class Outcomes:
         path = _path(run)
         # Before they are read: what changes while it is read is noticed the next time.
         sources = sources_of(run)
-        if _metadata(path).get("sources") != sources:
+        if not _is_whole(path, sources):
             results = run.detections
             # Of images that are not shown, nobody needs to know whether they can be read.
             truth = open_dataset(run.config.data, "val", check_images=False).ground_truth()
@@ -63,7 +63,8 @@ class Outcomes:
         self.ids: list[int] = images["ids"]
         self.names: list[str] = images["names"]
         self.sizes: list[tuple[int, int]] = [(height, width) for height, width in images["sizes"]]
-        self.folder = None if images["folder"] is None else Path(images["folder"])
+        folder = _folder(run)
+        self.folder = None if folder is None else Path(folder)
         columns = self._file.keys()
         self.has_rois, self.has_masks = "found.rois" in columns, "found.masks" in columns
         self._starts = {kind: self._file.get_tensor(f"{kind}.starts").tolist() for kind in ("objects", "found")}
@@ -129,7 +130,6 @@ def write_outcomes(
         "ids": [image["id"] for image in truth["images"]],
         "names": [image["file_name"] for image in truth["images"]],
         "sizes": [(image["height"], image["width"]) for image in truth["images"]],
-        "folder": _folder(run),
     }
     metadata = {"sources": sources or sources_of(run), "images": json.dumps(images)}
     with written_whole(_path(run)) as temporary:
@@ -145,12 +145,25 @@ def _opened(path: Path) -> Any:
     return safe_open(path, framework="numpy")
 
 
-def _metadata(path: Path) -> dict[str, str]:
-    """Of the file; nothing where there is none, or none that can be read."""
+def _is_whole(path: Path, sources: str) -> bool:
+    """Whether the file is there, made from these sources, and each of its columns as long as it should be."""
     try:
-        return _opened(path).metadata() or {}
-    except (OSError, SafetensorError):
-        return {}
+        file = _opened(path)
+        metadata = file.metadata() or {}
+        if metadata.get("sources") != sources:
+            return False
+        images = json.loads(metadata["images"])
+        numbers = {len(images[name]) for name in ("ids", "names", "sizes")}
+        present = file.keys()
+        for kind, names in (("objects", _OF_OBJECTS), ("found", _OF_FOUND)):
+            starts = file.get_tensor(f"{kind}.starts")
+            columns = [f"{kind}.{name}" for name in names if name != "rois" or f"{kind}.rois" in present]
+            lengths = {file.get_slice(column).get_shape()[0] for column in columns}
+            if numbers != {len(starts) - 1} or lengths != {int(starts[-1])} or starts[0] or (np.diff(starts) < 0).any():
+                return False
+    except (OSError, SafetensorError, ValueError, KeyError, TypeError, IndexError, RecursionError):
+        return False
+    return True
 
 
 def sources_of(run: Run) -> str:

@@ -43,6 +43,7 @@ from augfpn.data.dataset import Category
 from augfpn.detectors.build import build_from_config
 from augfpn.detectors.detector import Detector
 from augfpn.engine.checkpoint import checkpoint_steps, load_checkpoint
+from augfpn.engine.run_files import as_categories, as_detections, as_history, as_metrics, as_object, load_trained
 from augfpn.errors import UserError
 from augfpn.experiments.config import RunConfig
 from augfpn.experiments.scales import run_as
@@ -87,7 +88,7 @@ class Run:
             config = RunConfig.from_json(path.read_text(encoding="utf-8"))
             # Rows can become the same model as another one, when the package changes.
             return replace(config, experiment=run_as(config.experiment, config.scale))
-        except (OSError, UserError) as error:
+        except (OSError, ValueError) as error:
             raise RunError(f"{path} cannot be read: {error}") from error
 
     @property
@@ -99,12 +100,11 @@ class Run:
 
     @property
     def categories(self) -> tuple[Category, ...]:
-        return tuple(Category(**entry) for entry in self._json("categories.json"))
+        return as_categories(self._json("categories.json"), self.path / "categories.json")
 
     @property
     def provenance(self) -> dict[str, Any]:
-        provenance: dict[str, Any] = self._json("provenance.json")
-        return provenance
+        return as_object(self._json("provenance.json"), self.path / "provenance.json")
 
     @property
     def weights(self) -> Path:
@@ -121,22 +121,20 @@ class Run:
     @property
     def metrics(self) -> dict[str, Any]:
         """COCO's figures, 0-1; None where there is nothing to measure, such as AP of large objects without any."""
-        metrics: dict[str, Any] = self._json("metrics.json")
-        return metrics
+        return as_metrics(self._json("metrics.json"), self.path / "metrics.json")
 
     @property
     def detections(self) -> list[dict[str, Any]]:
-        detections: list[dict[str, Any]] = self._json("detections.json")
-        return detections
+        return as_detections(self._json("detections.json"), self.path / "detections.json")
 
     def history(self) -> list[dict[str, float]]:
         """The lines of ``metrics.jsonl``. A last line that is being written is left out."""
-        return read_lines(self.path / "metrics.jsonl")
+        return as_history(read_lines(self.path / "metrics.jsonl"), self.path / "metrics.jsonl")
 
     @property
     def evaluations(self) -> list[dict[str, Any]]:
         """COCO's figures after some ``step`` each, in order (`train --evaluate-every`)."""
-        return read_lines(self.path / "evaluations.jsonl")
+        return as_history(read_lines(self.path / "evaluations.jsonl"), self.path / "evaluations.jsonl")
 
     @property
     def evaluated_steps(self) -> tuple[int, ...]:
@@ -152,7 +150,7 @@ class Run:
     def training_seconds(self) -> float | None:
         """How long training took so far, interruptions left out; None before the first line of ``metrics.jsonl``."""
         history = self.history()
-        return history[-1]["seconds"] if history else None
+        return history[-1].get("seconds") if history else None
 
     def forget_history_after(self, step: int) -> None:
         """Drops the lines of steps that will be made again."""
@@ -208,7 +206,7 @@ class Run:
                 f"{self.path} is not trained to its end; finish it with `augfpn train … --out {self.path} --resume`."
             )
         model = build_model(self.config, len(self.categories), pretrained=False).to(device)
-        safetensors.torch.load_model(model, str(self.weights), device=str(device))
+        load_trained(model, self.weights, device)
         return model.eval()
 
     def _json(self, name: str) -> Any:
@@ -217,7 +215,7 @@ class Run:
             raise RunError(f"{self.path} has no {name} yet.")
         try:
             return json.loads(path.read_text(encoding="utf-8"))
-        except ValueError as error:
+        except (OSError, ValueError, RecursionError) as error:
             raise RunError(f"{path} cannot be read: {error}") from error
 
 

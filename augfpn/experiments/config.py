@@ -9,13 +9,22 @@ from __future__ import annotations
 import json
 from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from functools import cache
+from math import inf
 from typing import Any, Literal, get_args
 
-import dacite
-
 from augfpn.errors import UserError
-from augfpn.experiments.checks import require, require_choices, require_fraction, require_positive
+from augfpn.experiments.checks import (
+    read_description,
+    require,
+    require_choices,
+    require_fraction,
+    require_positive,
+    require_seed,
+)
 from augfpn.experiments.conventions import RELEASE, Conventions
+
+# The most that fits: channels of a layer, convolutions behind one another, and pixels of a side.
+_WIDEST, _DEEPEST, _LONGEST = 16_384, 64, 65_535
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,7 +56,7 @@ class ConsistentSupervisionConfig:
     def __post_init__(self) -> None:
         require_choices(self)
         require(
-            self.weight > 0,
+            0 < self.weight < inf,
             f"the weight of Consistent Supervision must be positive, not {self.weight}; None trains without it",
         )
 
@@ -100,6 +109,10 @@ class ProposalConfig:
 
     def __post_init__(self) -> None:
         require_positive(self, "anchor_scale", "num_sampled", "num_before_nms", "num", "num_at_inference")
+        require(
+            len(self.anchor_ratios) > 0 and all(0 < ratio < inf for ratio in self.anchor_ratios),
+            f"anchor_ratios must be positive numbers, one or more, not {self.anchor_ratios}.",
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,7 +126,8 @@ class BoxConfig:
     num_detections: int = 100
 
     def __post_init__(self) -> None:
-        require_positive(self, "width", "num_sampled", "num_detections")
+        require_positive(self, "width", most=_WIDEST)
+        require_positive(self, "num_sampled", "num_detections")
         require_fraction(self, "score_threshold", "nms_iou")
 
 
@@ -124,7 +138,7 @@ class MaskConfig:
     width: int = 256
 
     def __post_init__(self) -> None:
-        require_positive(self, "width")
+        require_positive(self, "width", most=_WIDEST)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -143,7 +157,7 @@ class DetectorConfig:
 
     def __post_init__(self) -> None:
         require_choices(self)
-        require_positive(self, "channels")
+        require_positive(self, "channels", most=_WIDEST)
 
     @property
     def needs_masks(self) -> bool:
@@ -196,7 +210,8 @@ class OneStageConfig(DetectorConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require_positive(self, "tower_convs", "num_before_nms", "proposals_before_nms", "num_proposals")
+        require_positive(self, "tower_convs", most=_DEEPEST)
+        require_positive(self, "num_before_nms", "proposals_before_nms", "num_proposals")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -243,7 +258,9 @@ class SyntheticConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        require_positive(self, "size", "num_train", "num_val")
+        require_positive(self, "size", most=_LONGEST)
+        require_positive(self, "num_train", "num_val")
+        require_seed(self.seed)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -264,7 +281,8 @@ class DataConfig:
     masks: bool = False
 
     def __post_init__(self) -> None:
-        require_positive(self, "short_side", "long_side", "overfit")
+        require_positive(self, "short_side", "long_side", most=_LONGEST)
+        require_positive(self, "overfit")
         require_fraction(self, "flip_probability")
 
     @property
@@ -320,8 +338,12 @@ class TrainingConfig:
         positive = ("learning_rate", "reference_batch_size", "batch_size", "epochs", "steps", "clip_norm", "bias_rate")
         require_positive(self, *positive, "log_every", "checkpoint_every")
         require_fraction(self, "momentum", "weight_decay", "warmup_start")
+        require(
+            all(0 <= milestone <= 1 for milestone in self.milestones),
+            f"milestones must be between 0 and 1, not {self.milestones}.",
+        )
         require(self.warmup_steps >= 0, f"warmup_steps must not be negative, but is {self.warmup_steps}.")
-        require(self.num_workers >= 0, f"num_workers must not be negative, but is {self.num_workers}.")
+        require(0 <= self.num_workers <= 1024, f"num_workers must be 0 to 1024, not {self.num_workers}.")
 
     @property
     def scaled_learning_rate(self) -> float:
@@ -347,7 +369,7 @@ class RunConfig:
     training: TrainingConfig = field(default_factory=TrainingConfig)
 
     def __post_init__(self) -> None:
-        require(self.seed >= 0, f"the seed must not be negative, but is {self.seed}.")
+        require_seed(self.seed)
         require(
             self.data.masks == self.model.needs_masks,
             f"data.masks must be {self.model.needs_masks} for this model, not {self.data.masks}.",
@@ -360,18 +382,21 @@ class RunConfig:
     @cache
     def from_json(text: str) -> RunConfig:
         """Reads what `to_json` wrote; unknown or wrong fields are a UserError. What was read is remembered."""
-        strict = dacite.Config(strict=True)
         try:
             content = _tuples(json.loads(text))
-            # The detector by itself first: of a union, dacite says no more than that nothing matched.
-            architectures = {config.architecture: config for config in get_args(AnyDetectorConfig)}
-            model = content.get("model", {})
-            name = model.get("architecture")
-            require(name in architectures, f"the architecture {name!r} is none of {', '.join(architectures)}")
-            content["model"] = dacite.from_dict(architectures[name], model, strict)
-            return dacite.from_dict(RunConfig, content, strict)
-        except (json.JSONDecodeError, AttributeError, dacite.DaciteError) as error:
-            raise UserError(f"This is not the description of a run: {error}") from error
+        except (ValueError, RecursionError) as error:
+            raise UserError(f"this is not the description of a run: {error}") from error
+        # A field can be missing, because older runs did not have it; a whole part is missing by mistake.
+        parts = [part.name for part in fields(RunConfig)]
+        missing = [part for part in parts if not isinstance(content, dict) or part not in content]
+        require(not missing, f"this is not the description of a run: there is no {', '.join(missing)}")
+        # The detector by itself first: of a union, dacite says no more than that nothing matched.
+        architectures = {config.architecture: config for config in get_args(AnyDetectorConfig)}
+        model = content["model"]
+        require(isinstance(model, dict), f"the model must be an object, not {model!r}")
+        name = model.get("architecture")
+        require(name in list(architectures), f"the architecture {name!r} is none of {', '.join(architectures)}")
+        return read_description(RunConfig, {**content, "model": read_description(architectures[name], model)})
 
 
 def differences(before: Any, after: Any, prefix: str = "") -> list[str]:

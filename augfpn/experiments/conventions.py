@@ -8,9 +8,10 @@ Counts and thresholds are no conventions: they are in the detector's own configu
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import inf
 from typing import Literal
 
-from augfpn.experiments.checks import require_choices
+from augfpn.experiments.checks import require, require_choices, require_fraction, require_positive
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,6 +68,11 @@ class Conventions:
 
     def __post_init__(self) -> None:
         require_choices(self)
+        require_fraction(self, "anchor_centre", "lowest_best_iou")
+        require_positive(self, "box_smooth_l1_beta", "fcos_centre_radius")
+        # 0 is the plain L1 distance.
+        beta = self.retinanet_smooth_l1_beta
+        require(0 <= beta < inf, f"retinanet_smooth_l1_beta must not be negative, but is {beta}.")
 
 
 RELEASE = Conventions()

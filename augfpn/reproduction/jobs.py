@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from augfpn.errors import UserError
+from augfpn.experiments.checks import read_description
 from augfpn.experiments.config import RunConfig, differences
 from augfpn.experiments.paper import EXPERIMENTS, TABLES, find_experiment, unknown
 from augfpn.experiments.scales import SCALES, Resources, plan, run_as
@@ -28,6 +29,9 @@ from augfpn.parameters import ExperimentParameters
 
 # The folder that the notebooks and the workflow are in.
 CHECKOUT = Path(__file__).resolve().parents[2]
+
+# Of seeds, devices, threads or jobs at once. More is a mistake, and would take minutes to be listed.
+MOST = 10_000
 
 _AUGFPN = "table2/cs+rfa+srs"
 _PAIR = ("table2/baseline", _AUGFPN)
@@ -60,8 +64,10 @@ class Request:
 
     def __post_init__(self) -> None:
         for name in ("seeds", "devices", "threads", "at_once"):
-            if getattr(self, name) < 1:
-                raise UserError(f"The number of {name} must be at least 1, not {getattr(self, name)}.")
+            number = getattr(self, name)
+            if not 1 <= number <= MOST:
+                limit = "at least 1" if number < 1 else f"at most {MOST}"
+                raise UserError(f"The number of {name} must be {limit}, not {number}.")
         if not self.targets:
             raise UserError("Name what to reproduce, such as table2 or all.")
         for target in self.targets:
@@ -80,9 +86,9 @@ class Request:
         given = dict(config)
         targets = given.pop("targets", ("all",))
         names = targets.replace(",", " ").split() if isinstance(targets, str) else targets
-        if wrong := sorted(given.keys() - cls.__dataclass_fields__.keys()):
-            raise UserError(unknown("configuration", wrong[0], cls.__dataclass_fields__))
-        return cls(targets=tuple(names), **given)
+        if wrong := [name for name in given if name not in cls.__dataclass_fields__]:
+            raise UserError(unknown("configuration", str(wrong[0]), cls.__dataclass_fields__))
+        return read_description(cls, {**given, "targets": tuple(names) if isinstance(names, list) else names})
 
     def to_config(self) -> dict[str, Any]:
         return {**asdict(self), "targets": list(self.targets)}
@@ -227,7 +233,7 @@ def _differences(job: Job, path: Path) -> list[str]:
     planned = ExperimentParameters(**job.parameters).plan()
     try:
         there = RunConfig.from_json((path / "run.json").read_text(encoding="utf-8"))
-    except (OSError, UserError):
+    except (OSError, ValueError):
         return []
     return differences(replace(there, experiment=run_as(there.experiment, there.scale)), planned)
 

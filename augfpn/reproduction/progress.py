@@ -12,6 +12,8 @@ from typing import Any, Literal
 
 from filelock import FileLock, Timeout
 
+from augfpn.errors import UserError
+from augfpn.experiments.checks import read_description
 from augfpn.reproduction.jobs import CHECKOUT, Job, Request
 from augfpn.reproduction.record import INTERRUPTED, Record, record_path
 
@@ -49,8 +51,7 @@ def _is_current(job: Job, jobs: Mapping[str, Job], current: Mapping[str, bool]) 
 
 
 def _progress(job: Job, current: Mapping[str, bool]) -> Progress:
-    record = _read_json(record_path(job.log))
-    recorded = None if record is None else Record(**record)
+    recorded = _recorded(job.log)
     is_here = recorded is not None and recorded.host == socket.gethostname()
     at_work = recorded is not None and recorded.status is None
     if at_work and is_here:
@@ -88,23 +89,29 @@ def _training(job: Job) -> tuple[float, str]:
     """How much of a run is trained, and in words."""
     if job.run is None:
         return 0.0, ""
-    step, num_steps = last_step(job.run), _read_json(job.run / "provenance.json")
-    if step is None or num_steps is None:
+    step, total = last_step(job.run), _num_steps(job.run)
+    if step is None or total is None:
         return 0.0, ""
-    total = num_steps["derived"]["num_steps"]
     if (job.run / "model.safetensors").is_file():
         return 1.0, "evaluation"
     return step / total, f"step {step} of {total}"
 
 
 def last_step(run: Path) -> int | None:
-    """The last step in ``metrics.jsonl``; None before the first."""
+    """The last step in ``metrics.jsonl``; None before the first, and where it cannot be read."""
     try:
         lines = (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines(keepends=True)
-    except OSError:
+        whole = [line for line in lines if line.endswith("\n")]
+        return int(json.loads(whole[-1])["step"]) if whole else None
+    except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError):
         return None
-    whole = [line for line in lines if line.endswith("\n")]
-    return int(json.loads(whole[-1])["step"]) if whole else None
+
+
+def _num_steps(run: Path) -> int | None:
+    """How many steps a training has in all; None where nobody wrote it down."""
+    derived = (read_json(run / "provenance.json") or {}).get("derived")
+    total = derived.get("num_steps") if isinstance(derived, dict) else None
+    return total if isinstance(total, int) and total > 0 else None
 
 
 class Times:
@@ -116,10 +123,9 @@ class Times:
         for root in (CHECKOUT / "results" / request.scale, request.root):
             for name, seconds in _times_of_runs(root):
                 self._of_experiment.setdefault(name.rpartition("/")[0], []).append(seconds)
-                record = _read_json(root / "logs" / f"{name}.json")
-                if record and record["status"] == 0:
+                record = _recorded(root / "logs" / f"{name}.log")
+                if record and record.status == 0 and (took := record.seconds) is not None:
                     # Where it had been trained before, the notebook is all that took time.
-                    took = record["seconds"]
                     around.append(took - seconds if took > seconds else took)
         self._around = statistics.median(around) if around else 0.0
 
@@ -133,8 +139,8 @@ class Times:
             own = self._of_experiment.get(job.target)
             every = own or [seconds for some in self._of_experiment.values() for seconds in some]
             return (1 - part) * statistics.median(every) + self._around if every else None
-        record = _read_json(record_path(job.log))
-        return record["seconds"] if record and record["status"] == 0 else None
+        record = _recorded(job.log)
+        return record.seconds if record and record.status == 0 else None
 
     def knows(self, job: Job) -> bool:
         """Whether this very experiment was measured."""
@@ -150,9 +156,10 @@ class Times:
 def _times_of_runs(root: Path) -> Iterator[tuple[str, float]]:
     """Runs, such as table2/cs/seed0, with seconds of training and evaluation together."""
     for path in sorted(root.glob("table*/*/seed*/metrics.json")):
-        metrics = _read_json(path)
-        if metrics and metrics.get("training_seconds") is not None:
-            yield path.parent.relative_to(root).as_posix(), metrics["training_seconds"] + metrics["seconds"]
+        metrics = read_json(path) or {}
+        training, evaluation = metrics.get("training_seconds"), metrics.get("seconds")
+        if isinstance(training, int | float) and isinstance(evaluation, int | float):
+            yield path.parent.relative_to(root).as_posix(), training + evaluation
 
 
 def as_text(request: Request, progress: Mapping[str, Progress]) -> str:
@@ -192,9 +199,18 @@ def in_words(seconds: float) -> str:
     return f"{seconds / 3600:.1f} h"
 
 
-def _read_json(path: Path) -> dict[str, Any] | None:
+def _recorded(log: Path) -> Record | None:
+    """How the job with this log went; None where nobody wrote it down, or nobody can read it."""
     try:
-        content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        return read_description(Record, read_json(record_path(log)) or {})
+    except UserError:
         return None
-    return content
+
+
+def read_json(path: Path) -> dict[str, Any] | None:
+    """The object in a JSON file; None where there is none, or nobody can read it."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return None
+    return content if isinstance(content, dict) else None

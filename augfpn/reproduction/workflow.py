@@ -13,7 +13,7 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from json import dumps, loads
+from json import dumps
 from pathlib import Path
 
 import torch
@@ -23,7 +23,7 @@ from augfpn.errors import UserError
 from augfpn.experiments.scales import SCALES
 from augfpn.files import write_json
 from augfpn.reproduction.jobs import CHECKOUT, Job, Request, check_runs, jobs_of
-from augfpn.reproduction.progress import Progress, Times, headline, in_words, is_locked, progress_of
+from augfpn.reproduction.progress import Progress, Times, headline, in_words, is_locked, progress_of, read_json
 
 SNAKEFILE = CHECKOUT / "pipelines" / "Snakefile"
 PROFILES = CHECKOUT / "pipelines" / "profiles"
@@ -96,9 +96,14 @@ def last_request(root: Path | None = None) -> Request:
     path = max(above.glob(pattern), key=lambda found: found.stat().st_mtime, default=None)
     if path is None:
         raise UserError(f"Nothing was reproduced in {above}; name the folder of `augfpn reproduce … --out`.")
-    config = loads(path.read_text(encoding="utf-8"))
-    # The folder as it is seen from here.
-    return Request.from_config({**config, "out": str(path.parent)})
+    config = read_json(path)
+    if config is None:
+        raise UserError(f"{path} is damaged; give the command `augfpn reproduce` again, and it is written anew.")
+    try:
+        # The folder as it is seen from here.
+        return Request.from_config({**config, "out": str(path.parent)})
+    except UserError as error:
+        raise UserError(f"{path} is no request: {error}") from error
 
 
 def describe(request: Request, at_once: int | None = None, profile: str | None = None) -> str:

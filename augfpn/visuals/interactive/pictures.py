@@ -10,7 +10,7 @@ from torch import Tensor
 from torchvision.tv_tensors import Image
 
 from augfpn.data.coco_format import DataError
-from augfpn.data.images import ImageError, read_image
+from augfpn.data.images import ImageError, image_path, read_image
 from augfpn.data.loading import open_dataset
 from augfpn.engine.outcomes_file import Outcomes
 from augfpn.experiments.config import DataConfig
@@ -64,15 +64,8 @@ class Pictures:
         if self._synthetic is not None:
             return ShownImage(self._synthetic[position].image)
         assert self._outcomes.folder is not None
-        path = self._outcomes.folder / self._outcomes.names[position]
-        size = self._outcomes.sizes[position]
+        folder, name = self._outcomes.folder, self._outcomes.names[position]
         try:
-            shown = ShownImage(read_image(path, size))
+            return ShownImage(read_image(image_path(folder, name), self._outcomes.sizes[position]))
         except ImageError as error:
-            raise DataError(f"{path}: {error}") from error
-        if shown.size != size:
-            (height, width), (wanted_height, wanted_width) = shown.size, size
-            raise DataError(
-                f"{path}: the image is {width} × {height} pixels, but annotated as {wanted_width} × {wanted_height}."
-            )
-        return shown
+            raise DataError(f"{folder / name}: {error}") from error
