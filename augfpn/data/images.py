@@ -76,6 +76,8 @@ def check_image(path: Path, size: tuple[int, int], *, whole: bool = False) -> No
 def _opened(path: Path) -> Iterator[Image.Image]:
     """The file opened by Pillow; what Pillow raises while it is read becomes an ImageError."""
     try:
+        if path.is_fifo():
+            raise OSError("a pipe, which would be waited for")
         with Image.open(path) as image:
             yield image
     except FileNotFoundError as error:
