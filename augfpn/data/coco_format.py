@@ -316,7 +316,8 @@ def refuse_any(path: Path, problems: Sequence[DataProblem]) -> None:
             raise DataError(str(problem))
     if problems:
         lines = "".join(f"\n  {problem}" for problem in problems[:SHOWN])
-        more = f"\n  … and {len(problems) - SHOWN} more" if len(problems) > SHOWN else ""
+        num_more = len(problems) - SHOWN
+        more = f"\n  … and {num_more} more; `augfpn data check` lists all." if num_more > 0 else ""
         raise DataError(f"{path}: {len(problems)} problem{'s' if len(problems) > 1 else ''}:{lines}{more}")
 
 

@@ -114,7 +114,6 @@ class _Copy:
 
     def __init__(self, split: Split, changes: list[Change]) -> None:
         self.split = split
-        self.rest = split
         # By id: the entry and its name.
         self.categories = {
             category.id: (category.name, entry)
@@ -124,10 +123,16 @@ class _Copy:
         self.category_ids = {id: id for id in self.categories}
         self.list_of_categories: list[Any] = []
         self._changes = changes
+        self._left_out: set[int] = set()
         self._joined: dict[int, int] = {}
         self._sizes: dict[int, tuple[int, int]] = {}
         self._num_objects = Counter(id_of(entry, "image_id") for entry in split.examined.content["annotations"])
         self._boxes = boxes_as_listed(split.examined.content["annotations"])
+
+    @property
+    def rest(self) -> Split:
+        """The split without the images that were left out so far."""
+        return self.split.without(self._left_out)
 
     def leave_out_categories(self) -> None:
         examined = self.split.examined
@@ -186,7 +191,7 @@ class _Copy:
             num = self._num_objects[self._image(position).id]
             what += f" Left out with its {num} object{'s' * (num != 1)}."
         self._changed(kind, self._name(position), what)
-        self.rest = self.rest.without([position])
+        self._left_out.add(position)
 
     def content(self) -> dict[str, Any]:
         """What the annotation file of the copy has."""
