@@ -8,6 +8,7 @@ processes (ranks) share the batches of a step without a word between them.
 from __future__ import annotations
 
 import signal
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -24,7 +25,7 @@ from augfpn.data.coco import CocoDataset
 from augfpn.data.coco_format import DataError, different_categories
 from augfpn.data.dataset import DetectionDataset, Sample, SelectedImages
 from augfpn.data.synthetic import SyntheticDataset
-from augfpn.errors import UserError
+from augfpn.errors import UserError, first_line
 from augfpn.experiments.config import DataConfig
 from augfpn.ops.resize import resize
 from augfpn.structures import Images, Targets
@@ -33,6 +34,8 @@ from augfpn.structures import Images, Targets
 FIRST_SYNTHETIC_VAL = 1_000_000
 # Seconds after which a batch that does not come is an error: a file system that hangs would be waited for without end.
 LOADING_TIMEOUT = 600
+# Seconds after which is looked whether the processes that load still live.
+_LOOK_EVERY = 5
 
 
 @dataclass(frozen=True)
@@ -204,21 +207,32 @@ def _loader(prepared: _Prepared, picks: Any, num_workers: int) -> Iterator[Batch
         # Forked workers would inherit the locks of the parent's threads.
         multiprocessing_context="forkserver" if num_workers > 0 else None,
         worker_init_fn=_leave_interrupts_to_the_parent,
-        timeout=LOADING_TIMEOUT if num_workers > 0 else 0,
+        timeout=_LOOK_EVERY if num_workers > 0 else 0,
     )
-    try:
-        for batch in loader:
-            if isinstance(batch, UserError):
-                raise batch
-            yield batch
-    except RuntimeError as error:
-        if "DataLoader" not in str(error):
-            raise
-        raise LoadingError(
-            f"The images could not be loaded: {str(error).splitlines()[0]} Either a worker process was killed, often "
-            "for want of memory or of shared memory (/dev/shm), or the file system does not answer. "
-            "Use fewer workers (--workers; 0 loads in this process)."
-        ) from error
+    batches = iter(loader)
+    while (batch := _next(batches)) is not None:
+        if isinstance(batch, UserError):
+            raise batch
+        yield batch
+
+
+def _next(batches: Iterator[Batch | UserError]) -> Batch | UserError | None:
+    """The next batch, if there is one."""
+    end = time.monotonic() + LOADING_TIMEOUT
+    while True:
+        try:
+            return next(batches, None)
+        except RuntimeError as error:
+            # Only after its time-out does the loader look after its workers: one may have died with a lock in its hand.
+            if "DataLoader timed out" in str(error) and time.monotonic() < end:
+                continue
+            if "DataLoader" not in str(error):
+                raise
+            raise LoadingError(
+                f"The images could not be loaded: {first_line(error)} Either a worker process was killed, often for "
+                "want of memory or of shared memory (/dev/shm), or the file system does not answer. "
+                "Use fewer workers (--workers; 0 loads in this process)."
+            ) from error
 
 
 def _leave_interrupts_to_the_parent(worker: int) -> None:

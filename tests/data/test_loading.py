@@ -5,7 +5,7 @@ import pytest
 import torch
 from torchvision.ops import masks_to_boxes
 
-from augfpn.data import DataError, SyntheticDataset, evaluation_batches, open_dataset, training_batches
+from augfpn.data import DataError, SyntheticDataset, evaluation_batches, loading, open_dataset, training_batches
 from augfpn.data.loading import open_datasets
 from augfpn.experiments.config import DataConfig, SyntheticConfig
 
@@ -162,3 +162,34 @@ def test_masks_of_real_images_are_resized_with_their_images(real_images):
 def test_without_masks_there_are_none():
     assert open_dataset(CONFIG, "train")[0].masks is None
     assert batches(num_steps=1)[0].targets.masks is None
+
+
+def test_a_loader_that_does_not_answer_is_an_error_after_a_while(monkeypatch):
+    monkeypatch.setattr(loading, "LOADING_TIMEOUT", 0.2)
+
+    def hangs():
+        raise RuntimeError("DataLoader timed out after 5 seconds")
+
+    with pytest.raises(loading.LoadingError, match=r"timed out.*fewer workers"):
+        loading._next(iter(hangs, None))
+
+
+def test_a_loader_that_is_only_slow_is_waited_for():
+    answers = [RuntimeError("DataLoader timed out after 5 seconds"), "batch"]
+
+    class Slow:
+        def __next__(self):
+            answer = answers.pop(0)
+            if isinstance(answer, Exception):
+                raise answer
+            return answer
+
+    assert loading._next(Slow()) == "batch"
+
+
+def test_other_errors_of_a_loader_stay_what_they_are():
+    def fails():
+        raise RuntimeError("something else")
+
+    with pytest.raises(RuntimeError, match="something else"):
+        loading._next(iter(fails, None))
