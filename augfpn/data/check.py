@@ -238,9 +238,8 @@ def shared_images(splits: Iterable[Split]) -> Iterator[tuple[Split, int, Split, 
 
 
 def _rank(name: str) -> int:
-    return next((rank for rank, split in enumerate(("val", "test")) if name.startswith(split)), 2) + (
-        name.startswith("train")
-    )
+    ranks = {"val": 0, "test": 1, "train": 3}
+    return next((rank for split, rank in ranks.items() if name.startswith(split)), 2)
 
 
 def _of_folder(root: Path, splits: tuple[Split, ...]) -> Iterator[Finding]:

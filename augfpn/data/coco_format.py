@@ -260,7 +260,7 @@ def without_segmentation(examined: Examined) -> int:
 
 def annotation_files(root: Path, split: str = "") -> list[Path]:
     """The annotation files below a folder in COCO's layout; of a split such as ``train``, or all."""
-    return sorted((root / "annotations").glob(f"instances_{split}*.json"))
+    return sorted((root / "annotations").glob(f"instances_{split or '?'}*.json"))
 
 
 def image_folder(root: Path, annotations: Path) -> Path | None:

@@ -232,7 +232,7 @@ class _Copy:
     def write(self, root: Path, content: dict[str, Any]) -> None:
         write_json(root / "annotations" / f"instances_{self.split.name}.json", content)
         folder = root / self.split.name
-        folder.mkdir()
+        folder.mkdir(exist_ok=True)
         for position, name in _file_names(self.rest).items():
             _link(self.split.file(position), folder / name)
 
