@@ -75,10 +75,11 @@ def train(
     devices: Annotated[
         int, typer.Option(min=1, help="GPUs, or processes on a CPU, to share each batch; torchrun starts them.")
     ] = 1,
-    parts: Annotated[int, typer.Option(min=1, help="Of a batch, one after the other, where memory is short.")] = 1,
-    recompute: Annotated[
-        bool, typer.Option(help="Activation checkpointing of the backbone: less memory, more time.")
-    ] = False,
+    accumulate: Annotated[
+        int,
+        typer.Option(min=1, help="Gradients of so many parts of a batch, one after the other, where memory is short."),
+    ] = 1,
+    activation_checkpointing: Annotated[bool, typer.Option(help="Of the backbone: less memory, more time.")] = False,
     workers: Annotated[
         Optional[int],  # noqa: UP045
         typer.Option(min=0, help="Processes that load images, a device; 0: none but the training's own."),
@@ -115,8 +116,8 @@ def train(
     )
     path = out or default_run_path(experiment, scale, seed)
     execution = Execution(
-        parts=parts,
-        recompute=recompute,
+        accumulate=accumulate,
+        activation_checkpointing=activation_checkpointing,
         workers=workers,
         keep_checkpoints=keep_checkpoints,
         evaluate_every=evaluate_every,

@@ -74,13 +74,13 @@ class Backbone(nn.Module):
         stages = [features[position] for position in self._positions]
         return [stage.permute(0, 3, 1, 2) for stage in stages] if self._channels_last else stages
 
-    def recompute_stages(self, enable: bool) -> None:
+    def checkpoint_activations(self, enable: bool) -> None:
         """Whether a training step keeps what the stages' layers compute, or computes it again for the gradients.
 
-        Activation checkpointing: the step takes longer and needs less memory; its result stays the same.
+        The step takes longer then and needs less memory; its result stays the same.
         """
         if enable and not hasattr(self.body, "set_grad_checkpointing"):
-            raise UserError(f"The backbone {type(self.body).__name__} cannot recompute its stages; train it without.")
+            raise UserError(f"The backbone {type(self.body).__name__} knows no activation checkpointing; train it without.")
         if hasattr(self.body, "set_grad_checkpointing"):
             self.body.set_grad_checkpointing(enable)
 

@@ -74,6 +74,8 @@ def follow(command: list[str], out: Path, every: float = 5.0) -> Iterator[Run]:
         finally:
             if process.poll() is None:
                 process.terminate()
+    if process.returncode == REQUEUE:
+        raise RunError(f"The training of {out} was interrupted, and goes on from there when this is executed again.")
     if process.returncode != 0:
         last = "\n".join(log.read_text(encoding="utf-8").replace("\r", "\n").splitlines()[-12:])
         raise RunError(f"Training failed with status {process.returncode}; the end of {log}:\n{last}")

@@ -30,16 +30,16 @@ class TrainingStep:
         model: on its device.
         training: the optimizer's settings and the precision.
         ranks: the processes that train together.
-        recompute: activations of the backbone's stages are not kept, but computed again for the gradients.
+        activation_checkpointing: activations of the backbone's stages are not kept, but computed again for the gradients.
     """
 
     def __init__(
-        self, model: Detector, training: TrainingConfig, ranks: Ranks = ALONE, *, recompute: bool = False
+        self, model: Detector, training: TrainingConfig, ranks: Ranks = ALONE, *, activation_checkpointing: bool = False
     ) -> None:
         self.training = training
         self.optimizer = build_optimizer(model, training)
-        self.recompute = recompute
-        model.backbone.recompute_stages(recompute)
+        self.activation_checkpointing = activation_checkpointing
+        model.backbone.checkpoint_activations(activation_checkpointing)
         self.losses: nn.Module = Losses(model)
         if ranks.num > 1:
             share_statistics(model)
@@ -53,7 +53,11 @@ class TrainingStep:
         """Makes a step with a learning rate; returns what `backpropagate` does."""
         self.optimizer.zero_grad(set_to_none=True)
         values = backpropagate(
-            self.losses, parts, self.training.clip_norm, self.training.precision, recompute=self.recompute
+            self.losses,
+            parts,
+            self.training.clip_norm,
+            self.training.precision,
+            activation_checkpointing=self.activation_checkpointing,
         )
         for group in self.optimizer.param_groups:
             group["lr"] = rate * group["rate_factor"]
@@ -78,7 +82,7 @@ def backpropagate(
     clip_norm: float | None,
     precision: Precision = "fp32",
     *,
-    recompute: bool = False,
+    activation_checkpointing: bool = False,
 ) -> dict[str, Tensor]:
     """Leaves the clipped gradient of the mean of the parts' losses in the parameters.
 
@@ -92,7 +96,7 @@ def backpropagate(
             with torch.autocast(batch.images.pixels.device.type, torch.bfloat16, enabled=precision == "bf16"):
                 found = losses(batch.images, batch.targets)
             total = torch.stack([loss.float() for loss in found.values()]).sum()
-            with _keeping_statistics(losses) if recompute else nullcontext():
+            with _keeping_statistics(losses) if activation_checkpointing else nullcontext():
                 (total / len(parts)).backward()  # type: ignore[no-untyped-call]
         of_parts.append({"loss": total.detach(), **{name: loss.detach() for name, loss in found.items()}})
     norm = nn.utils.clip_grad_norm_(losses.parameters(), float("inf") if clip_norm is None else clip_norm)

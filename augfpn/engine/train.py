@@ -33,20 +33,21 @@ from augfpn.files import remove_leftovers
 class Execution:
     """How a training is executed. What it learns does not depend on it, but for rounding and what is said below.
 
-    ``parts``: a step's batch comes in so many parts, one after the other. What a loss is divided by is counted a part,
-    and so is what images are padded to. ``recompute``: see `augfpn.detectors.backbone.Backbone.recompute_stages`.
+    ``accumulate``: a step's batch comes in so many parts, one after the other, whose gradients are accumulated. What a
+    loss is divided by is counted a part, and so is what images are padded to. ``activation_checkpointing``: see
+    `augfpn.detectors.backbone.Backbone.checkpoint_activations`.
     ``workers``: that load images, a rank; None for the experiment's own. ``keep_checkpoints``: all of them rather than
     the last two and the best. ``evaluate_every``: so many steps, besides at the end; the best is known by that.
     """
 
-    parts: int = 1
-    recompute: bool = False
+    accumulate: int = 1
+    activation_checkpointing: bool = False
     workers: int | None = None
     keep_checkpoints: bool = False
     evaluate_every: int | None = None
 
     def __post_init__(self) -> None:
-        for name in ("parts", "evaluate_every"):
+        for name in ("accumulate", "evaluate_every"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise UserError(f"{name} must be at least 1, not {value}.")
@@ -55,10 +56,10 @@ class Execution:
 
     def check_fits(self, batch_size: int, ranks: Ranks) -> None:
         """A UserError if a batch cannot be shared out evenly."""
-        if batch_size % (self.parts * ranks.num):
+        if batch_size % (self.accumulate * ranks.num):
             raise UserError(
-                f"A batch of {batch_size} images cannot be shared evenly between {ranks.num} devices in {self.parts} "
-                f"parts; choose a --batch-size that is a multiple of {self.parts * ranks.num}."
+                f"A batch of {batch_size} images cannot be shared evenly between {ranks.num} devices in "
+                f"{self.accumulate} parts; choose a --batch-size that is a multiple of {self.accumulate * ranks.num}."
             )
 
 
@@ -187,7 +188,9 @@ class _Training:
     def start(self, last: Checkpoint | None) -> None:
         """Restores a checkpoint, and says and keeps what follows from experiment, data and devices."""
         training = self.config.training
-        self.step = TrainingStep(self.model, training, self.ranks, recompute=self.execution.recompute)
+        self.step = TrainingStep(
+            self.model, training, self.ranks, activation_checkpointing=self.execution.activation_checkpointing
+        )
         self.done = 0 if last is None else last.step
         if last is not None:
             last.restore(self.model, self.step.optimizer)
@@ -237,7 +240,7 @@ class _Training:
             first_step=self.done,
             num_steps=self.num_steps,
             num_workers=training.num_workers if workers is None else workers,
-            parts=self.execution.parts,
+            parts=self.execution.accumulate,
             rank=self.ranks.rank,
             num_ranks=self.ranks.num,
         )
@@ -246,7 +249,7 @@ class _Training:
         """The parts of the next step's batch; nothing if loading was stopped together with the training."""
         try:
             with self.meter.waiting_for_data():
-                return [next(batches) for _ in range(self.execution.parts)]
+                return [next(batches) for _ in range(self.execution.accumulate)]
         except LoadingError:
             # A scheduler's signal goes to the worker processes, too.
             if self.interruption.requested:
@@ -328,8 +331,8 @@ class _Training:
             "learning_rate": training.scaled_learning_rate,
             "keep_checkpoints": self.keeps_all,
             "devices": self.ranks.num,
-            "parts": self.execution.parts,
-            "recompute": self.execution.recompute,
+            "accumulate": self.execution.accumulate,
+            "activation_checkpointing": self.execution.activation_checkpointing,
         }
 
     def _progress(self) -> tqdm:  # type: ignore[type-arg]
@@ -347,12 +350,12 @@ class _Training:
 def _batch_and_rate(training: TrainingConfig, execution: Execution, ranks: Ranks) -> str:
     """How the batch is shared out, and which learning rate follows from its size.
 
-    >>> _batch_and_rate(TrainingConfig(batch_size=8), Execution(parts=2), ALONE)
+    >>> _batch_and_rate(TrainingConfig(batch_size=8), Execution(accumulate=2), ALONE)
     'A step: 8 images = 1 device × 2 parts × 4. Learning rate 0.01 = 0.02 × 8 / 16.'
     """
-    images = training.batch_size // (ranks.num * execution.parts)
+    images = training.batch_size // (ranks.num * execution.accumulate)
     devices = f"{ranks.num} device{'s' if ranks.num > 1 else ''}"
-    parts = f" × {execution.parts} parts" if execution.parts > 1 else ""
+    parts = f" × {execution.accumulate} parts" if execution.accumulate > 1 else ""
     return (
         f"A step: {training.batch_size} images = {devices}{parts} × {images}. Learning rate "
         f"{training.scaled_learning_rate:g} = {training.learning_rate:g} × {training.batch_size} / "

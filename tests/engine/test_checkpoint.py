@@ -266,7 +266,12 @@ def test_too_little_memory_is_told_with_the_batch_and_the_remedies(tmp_path, mon
     monkeypatch.setattr("augfpn.engine.step.TrainingStep.__call__", too_much)
     with pytest.raises(UserError) as caught:
         train(config_of(), tmp_path / "run", device=CPU)
-    for part in ("Out of memory at step 1, with 2 images of 64 × 64 pixels", "(ids ", "--parts 2", "--recompute"):
+    for part in (
+        "Out of memory at step 1, with 2 images of 64 × 64 pixels",
+        "(ids ",
+        "--accumulate 2",
+        "--activation-checkpointing",
+    ):
         assert part in str(caught.value)
 
 
@@ -285,10 +290,10 @@ def test_a_run_that_another_process_trains_is_not_trained_by_several_ranks(tmp_p
 @pytest.mark.parametrize(
     ("execution", "message"),
     [
-        ({"parts": 0}, "parts must be at least 1"),
+        ({"accumulate": 0}, "accumulate must be at least 1"),
         ({"evaluate_every": 0}, "evaluate_every must be at least 1"),
         ({"workers": -1}, "cannot be -1 workers"),
-        ({"parts": 3}, "A batch of 2 images cannot be shared evenly between 1 devices in 3 parts"),
+        ({"accumulate": 3}, "A batch of 2 images cannot be shared evenly between 1 devices in 3 parts"),
     ],
 )
 def test_an_execution_that_cannot_be_is_refused(tmp_path, execution, message):

@@ -169,9 +169,9 @@ def test_a_batch_in_parts_has_the_mean_of_their_gradients():
 @pytest.mark.parametrize("detector", DETECTORS)
 def test_what_is_computed_again_for_the_gradients_changes_nothing(detector):
     ends = []
-    for recompute in (False, True):
+    for enabled in (False, True):
         model = model_of(detector)
-        step = TrainingStep(model, TrainingConfig(), recompute=recompute)
+        step = TrainingStep(model, TrainingConfig(), activation_checkpointing=enabled)
         for number in range(2):
             torch.manual_seed(number)
             step([batch_of(images_of_step(number))], 0.01)
