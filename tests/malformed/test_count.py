@@ -1,29 +1,17 @@
 """How many broken or unusual inputs the tables have; generated ones come on top, and count themselves where they are
 made."""
 
+import json
+
 import pytest
 
-from tests.malformed import (
-    test_annotations as annotations,
-)
-from tests.malformed import (
-    test_command_line as command_line,
-)
-from tests.malformed import (
-    test_configurations as configurations,
-)
-from tests.malformed import (
-    test_images as images,
-)
-from tests.malformed import (
-    test_runs as runs,
-)
-from tests.malformed import (
-    test_segmentations as segmentations,
-)
-from tests.malformed import (
-    test_weights as weights,
-)
+import tests.malformed.test_annotations as annotations
+import tests.malformed.test_command_line as command_line
+import tests.malformed.test_configurations as configurations
+import tests.malformed.test_images as images
+import tests.malformed.test_runs as runs
+import tests.malformed.test_segmentations as segmentations
+import tests.malformed.test_weights as weights
 
 # Tables have each input once: they are dictionaries, and these are their keys.
 INPUTS = {
@@ -85,13 +73,8 @@ def test_there_are_several_hundred_inputs():
 def test_what_differs_in_its_name_differs_in_its_content():
     for table in (images.REFUSED, images.HANDLED, annotations.NO_JSON, weights.MALICIOUS):
         assert len({bytes(content) for content in table.values()}) == len(table)
-    changed = {
-        annotations.json.dumps(annotations.changed((place, value)))
-        for place, value in annotations.WRONG_PLACES.values()
-    }
-    assert len(changed) == len(annotations.WRONG_PLACES)
-    changed = {
-        configurations.json.dumps(configurations.changed(place, value))
-        for place, value in configurations.WRONG_PLACES.values()
-    }
-    assert len(changed) == len(configurations.WRONG_PLACES)
+    for content in (
+        [annotations.changed(change) for change in annotations.WRONG_PLACES.values()],
+        [configurations.changed(*change) for change in configurations.WRONG_PLACES.values()],
+    ):
+        assert len(set(map(json.dumps, content))) == len(content)
