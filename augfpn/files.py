@@ -132,14 +132,22 @@ def _explained(path: Path) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        # Libraries in other languages only say it in words.
-        named = re.search(r"\(os error (\d+)\)", str(error))
-        number = int(named[1]) if named else getattr(error, "errno", None)
+        number = _os_error_number(error)
         if number not in _REMEDIES:
             raise
         raise WriteError(
             f"{path} cannot be written: {os.strerror(number)}. {_REMEDIES[number]}, and start again."
         ) from error
+
+
+def _os_error_number(error: BaseException | None) -> int | None:
+    """Of what the operating system said first. Libraries say it in words, or say something else because of it."""
+    if error is None:
+        return None
+    if isinstance(error, OSError) and error.errno is not None:
+        return error.errno
+    in_words = re.search(r"\(os error (\d+)\)", str(error))
+    return int(in_words[1]) if in_words else _os_error_number(error.__cause__ or error.__context__)
 
 
 def _sync(path: Path) -> None:

@@ -150,7 +150,7 @@ def examine_content(content: dict[str, Any], where: str, segmentations: Segmenta
     images = _parsed(content, "images", _image, findings)
     findings += _repeated([category.id for category in _usable(categories)], "categories", "repeated-category-id")
     findings += _repeated([image.id for image in _usable(images)], "images", "repeated-image-id")
-    names = Counter(category.name for category in _usable(categories))
+    names = Counter(category.name for category in set(_usable(categories)))
     findings += [
         Finding("categories", f"the name {name!r} is used {n} times.", "repeated-category-name")
         for name, n in names.items()
@@ -316,7 +316,8 @@ def refuse_any(path: Path, problems: Sequence[DataProblem]) -> None:
             raise DataError(str(problem))
     if problems:
         lines = "".join(f"\n  {problem}" for problem in problems[:SHOWN])
-        more = f"\n  … and {len(problems) - SHOWN} more" if len(problems) > SHOWN else ""
+        num_more = len(problems) - SHOWN
+        more = f"\n  … and {num_more} more; `augfpn data check` lists all." if num_more > 0 else ""
         raise DataError(f"{path}: {len(problems)} problem{'s' if len(problems) > 1 else ''}:{lines}{more}")
 
 

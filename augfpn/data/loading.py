@@ -59,9 +59,9 @@ def open_dataset(config: DataConfig, split: str, *, check_images: bool = True) -
     return _open(config, split, check_images)
 
 
-def open_datasets(config: DataConfig) -> tuple[DetectionDataset, DetectionDataset]:
+def open_datasets(config: DataConfig, *, check_images: bool = True) -> tuple[DetectionDataset, DetectionDataset]:
     """The training and the validation data of a run, both checked, with the same classes."""
-    train, val = open_dataset(config, "train"), open_dataset(config, "val")
+    train, val = (open_dataset(config, split, check_images=check_images) for split in ("train", "val"))
     different = different_categories(train.categories, val.categories)
     if different:
         raise DataError(f"{config.root}: train and val have different categories; these differ: {different}.")

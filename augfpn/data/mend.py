@@ -114,7 +114,6 @@ class _Copy:
 
     def __init__(self, split: Split, changes: list[Change]) -> None:
         self.split = split
-        self.rest = split
         # By id: the entry and its name.
         self.categories = {
             category.id: (category.name, entry)
@@ -124,10 +123,16 @@ class _Copy:
         self.category_ids = {id: id for id in self.categories}
         self.list_of_categories: list[Any] = []
         self._changes = changes
+        self._left_out: set[int] = set()
         self._joined: dict[int, int] = {}
         self._sizes: dict[int, tuple[int, int]] = {}
         self._num_objects = Counter(id_of(entry, "image_id") for entry in split.examined.content["annotations"])
         self._boxes = boxes_as_listed(split.examined.content["annotations"])
+
+    @property
+    def rest(self) -> Split:
+        """The split without the images that were left out so far."""
+        return self.split.without(self._left_out)
 
     def leave_out_categories(self) -> None:
         examined = self.split.examined
@@ -182,9 +187,11 @@ class _Copy:
                 self.leave_out(position, kind, f"the same as {self._name(first)}, but annotated in another size.")
 
     def leave_out(self, position: int, kind: str, what: str, *, with_objects: bool = True) -> None:
-        objects = f" Left out with its {self._num_objects[self._image(position).id]} objects." if with_objects else ""
-        self._changed(kind, self._name(position), f"{what}{objects}")
-        self.rest = self.rest.without([position])
+        if with_objects:
+            num = self._num_objects[self._image(position).id]
+            what += f" Left out with its {num} object{'s' * (num != 1)}."
+        self._changed(kind, self._name(position), what)
+        self._left_out.add(position)
 
     def content(self) -> dict[str, Any]:
         """What the annotation file of the copy has."""
@@ -201,6 +208,8 @@ class _Copy:
             images.append({**entry, "file_name": name, "height": height, "width": width})
         left = {self._image(position).id for position in names}
         listed = {id for id in map(id_of, original["images"]) if id is not None}
+        # Categories of other splits may have the ids of those that were left out or are missing here.
+        without = {id_of(entry) for entry in original["categories"]}
         objects = {}
         for position, entry in enumerate(original["annotations"]):
             image_id, category_id = id_of(entry, "image_id"), id_of(entry, "category_id")
@@ -209,7 +218,12 @@ class _Copy:
             elif image_id in listed and image_id not in left:
                 # Left out with its image.
                 continue
-            if category_id in self.category_ids:
+            if category_id is not None and category_id not in self.category_ids:
+                if category_id not in without:
+                    what = f"category_id {category_id} is not among the categories; left out."
+                    self._changed("unknown-category", f"annotations[{position}]", what)
+                continue
+            if category_id is not None:
                 entry = {**entry, "category_id": self.category_ids[category_id]}
             objects[position] = entry
         content = original | {"images": images, "categories": self.list_of_categories}
@@ -254,7 +268,8 @@ class _Copy:
 
     def _numbered(self, objects: dict[int, Any]) -> list[Any]:
         ids = {position: id_of(entry) for position, entry in objects.items()}
-        taken = set(ids.values())
+        # No id that another object had in the original.
+        taken = {id_of(entry) for entry in self.split.examined.content["annotations"]}
         free = (id for id in count(1) if id not in taken)
         used, numbered = set(), []
         for position, entry in objects.items():

@@ -50,7 +50,7 @@ class Interruption:
     def check(self, when: str = "") -> None:
         """Raises Interrupted if it was asked to stop."""
         if self.requested:
-            raise Interrupted(f"{self.name}: stopped{when}. The same command with --resume goes on.")
+            raise Interrupted(f"{self.name}: stopped{when}. Start it again to go on, a training with --resume.")
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
         if number == signal.SIGINT and self._received == signal.SIGINT:

@@ -91,7 +91,7 @@ def train(
         # Seen with torch 2.11 and 2.15: of a convolution over one cell, now and then no finite gradient.
         raise UserError("The precision bf16 is for GPUs; on a CPU, train in fp32.")
     # The validation data too, so that a fault in it is found now and not after days of training.
-    dataset, val = open_datasets(config.data)
+    dataset, val = open_datasets(config.data, check_images=ranks.is_main)
     for problem in dict.fromkeys([*dataset.problems, *val.problems]) if ranks.is_main else ():
         print(f"warning: {problem}", file=sys.stderr)
     if not resume:
@@ -102,7 +102,9 @@ def train(
     with Interruption() as interruption, held, together(ranks, interruption):
         # Now the main one has the directory to itself.
         ranks.wait()
-        run = _existing(out, config, dataset) if resume else None
+        # As the main one sees it, which will soon write there.
+        exists = ranks.gather((out / "run.json").is_file())[0]
+        run = _existing(out, config, dataset) if exists and resume else None
         if run is not None and run.is_trained:
             if ranks.is_main:
                 print(f"{out} is trained to its end already.")
@@ -132,10 +134,8 @@ def _created(out: Path, config: RunConfig, dataset: DetectionDataset, ranks: Ran
     return run
 
 
-def _existing(out: Path, config: RunConfig, dataset: DetectionDataset) -> Run | None:
-    """The run in ``out`` to go on with, or None where there is none yet; a RunError if it is another one."""
-    if not (out / "run.json").is_file():
-        return None
+def _existing(out: Path, config: RunConfig, dataset: DetectionDataset) -> Run:
+    """The run in ``out`` to go on with; a RunError if it is another one."""
     run = Run.open(out)
     different = differences(run.config, config)
     if different:
@@ -293,6 +293,9 @@ class _Training:
         if every is None or self.done % every or not 0 < self.done < self.num_steps:
             return
         self._save()
+        if self.ranks.any(self.interruption.requested):
+            # Whoever goes on begins with the evaluation.
+            return
         with self.clock.paused():
             evaluate_along(self.run, self.model, self.done, self.device, self.ranks)
             self.model.train()
