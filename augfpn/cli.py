@@ -167,7 +167,8 @@ def predict(
     names = [category.name for category in opened.categories]
     for number, prediction in enumerate(predictions, start=1):
         path, scores = prediction.path, prediction.boxes["scores"]
-        with written_whole(out / f"{number:04d}_{path.stem}.png") as temporary:
+        # A name can be too long with what stands around it.
+        with written_whole(out / f"{number:04d}_{path.stem[:40]}.png") as temporary:
             picture = draw_detections(prediction.image, prediction.detections, names, score_threshold)
             picture.save(temporary, format="PNG")
         num_drawn = int((scores >= score_threshold).sum())
@@ -594,7 +595,8 @@ def _print_figures(path: Path) -> None:
 def main() -> None:
     try:
         app()
-    except UserError as error:
+    except (UserError, OSError) as error:
+        # What the file system says names the file, too.
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
     except Interrupted as interrupted:

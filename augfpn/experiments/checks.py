@@ -48,7 +48,10 @@ def read_description(kind: type[Description], content: Mapping[str, Any]) -> Des
     """A description from what a file says; a UserError names a field that is unknown or of another type."""
     try:
         return dacite.from_dict(kind, content, dacite.Config(strict=True, type_hooks={int: _number, float: _number}))
-    except dacite.DaciteError as error:
+    except UserError:
+        raise
+    # Of an object where a list should be, dacite raises what the place where it breaks does.
+    except (dacite.DaciteError, ValueError, TypeError, AttributeError) as error:
         raise UserError(str(error)) from error
 
 

@@ -13,6 +13,8 @@ from augfpn.data.segmentations import binary
 
 # Small pictures are enlarged until their shorter side has so many pixels, so that labels can be read.
 READABLE_SIDE = 384
+# But not beyond so many of the longer one, as of a line of pixels.
+LONGEST_SIDE = 8192
 FONT_SIZE = 12
 # Detections are drawn from this score on. FCOS's are products of two probabilities, and hardly reach one half.
 LEAST_SCORE = 0.3
@@ -29,7 +31,8 @@ def draw_detections(
     ``(D, 1, H, W)`` or 0 and 1 ``(D, H, W)``; they lie below all boxes, so that labels can be read. Each class has a
     colour that colour-blind readers can tell from its neighbours, and each label its own background.
     """
-    factor = max(1, -(-READABLE_SIDE // min(image.shape[1:])))
+    shorter, longer = sorted(image.shape[1:])
+    factor = max(1, min(-(-READABLE_SIDE // shorter), LONGEST_SIDE // longer))
     picture = Image.fromarray(image.permute(1, 2, 0).contiguous().cpu().numpy())
     picture = picture.resize((picture.width * factor, picture.height * factor), Image.Resampling.BICUBIC)
     font = ImageFont.load_default(FONT_SIZE)

@@ -15,10 +15,12 @@ _COUNTS = ("seed", "seeds", "step")
 def shown(table: pd.DataFrame, decimals: int = 1) -> Styler:
     """A table with its figures rounded, counts without decimals, and a dash where there is nothing.
 
-    An index that only numbers the rows is left out.
+    Names of classes and of folders are text, whatever tags they have. An index that only numbers the rows is left out.
     """
     counts: list[Hashable] = [name for name in table.columns if name in _COUNTS]
-    style = table.style.format(precision=decimals, na_rep="–").format(precision=0, na_rep="–", subset=counts)
+    style = table.style.format(precision=decimals, na_rep="–", escape="html")
+    style = style.format(precision=0, na_rep="–", escape="html", subset=counts)
+    style = style.format_index(escape="html", axis=0).format_index(escape="html", axis=1)
     return style.hide() if table.index.name is None else style
 
 

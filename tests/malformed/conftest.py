@@ -4,8 +4,8 @@ import signal
 
 import pytest
 
-# Nothing here takes longer than a second or two; what waits for ever, such as for a pipe, does.
-SECONDS = 20
+# Nothing here takes longer than a few seconds on an idle core; what waits for ever, such as for a pipe, does.
+SECONDS = 60
 
 
 @pytest.fixture(autouse=True)

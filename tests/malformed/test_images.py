@@ -49,7 +49,7 @@ TURNED = b"II*\0\x08\0\0\0\x01\0\x12\x01\x03\0\x01\0\0\0\x06\0\0\0\0\0\0\0"
 
 WHOLE = {
     "JPEG": encoded("JPEG"),
-    "progressive JPEG": encoded("JPEG", progressive=True),
+    "progressive JPEG": encoded("JPEG", progressive=True, quality=90),
     "PNG": encoded("PNG"),
     "PNG of a palette": encoded("PNG", PICTURE.convert("P")),
     "WebP": encoded("WEBP"),
@@ -60,11 +60,11 @@ WHOLE = {
     "GIF": encoded("GIF"),
     "PPM": encoded("PPM"),
 }
-# Of each format at ten places between the first byte and the last pixels; behind them some have bytes to spare.
+# Of each format at ten places up to the last pixels; behind them some have bytes to spare.
 CUT = {
-    f"{format} cut off at {tenths * 10} %": content[: max(1, (len(content) - 30) * tenths // 10)]
+    f"{format} cut off at {tenths * 10} %": content[: (len(content) - 30) * tenths // 10]
     for format, content in WHOLE.items()
-    for tenths in range(10)
+    for tenths in range(1, 11)
 }
 NO_IMAGE = {
     "an empty file": b"",
