@@ -4,6 +4,7 @@ import contextlib
 import io
 import json
 import pickle
+from multiprocessing.reduction import ForkingPickler
 
 import numpy as np
 import pytest
@@ -340,6 +341,40 @@ def test_samples_have_the_masks_of_their_objects_where_they_are_asked_for(root, 
 def test_worker_processes_get_the_masks_too(root, masked):
     dataset = opened(root, masked, masks=True)
     assert torch.equal(pickle.loads(pickle.dumps(dataset))[0].masks, dataset[0].masks)
+
+
+def test_worker_processes_share_the_annotations_and_have_no_problems(root, content):
+    boxes = [annotation(id, 42, [1, 2, 10, 12]) for id in range(5000)]
+    content["annotations"] = [*boxes, *(annotation(5000 + id, 17, [50, 2, 10, 10]) for id in range(500))]
+    dataset = opened(root, content)
+    assert len(dataset.problems) == 500
+    # As the data loader sends it to a worker: in shared memory, of which the message has only the address.
+    sent = ForkingPickler.dumps(dataset)
+    assert len(sent) < 10_000
+    copy = pickle.loads(pickle.dumps(dataset))
+    assert not copy.problems
+    assert copy.file_names == dataset.file_names == ["a.jpg", "b.jpg"]
+    assert torch.equal(copy[0].boxes, dataset[0].boxes)
+    with pytest.raises(IndexError):
+        dataset[2]
+
+
+def test_samples_can_be_changed_without_changing_the_data_set(root, masked):
+    dataset = opened(root, masked, masks=True)
+    before = dataset[0].boxes.clone()
+    sample = dataset[0]
+    for tensor in (sample.boxes, sample.labels, sample.masks):
+        tensor += 1
+    assert torch.equal(dataset[0].boxes, before)
+    assert dataset[0].labels.tolist() == [1, 2]
+
+
+def test_a_side_of_which_nothing_is_left_in_single_precision_is_none(root, content):
+    content["annotations"][1]["bbox"] = [20, 2, 1e-7, 12]
+    content["annotations"][0]["bbox"] = [39.999999, 2, 10, 12]
+    dataset = opened(root, content)
+    assert dataset[0].boxes.shape == (0, 4)
+    assert ["no area" in str(problem) for problem in dataset.problems] == [False, True]
 
 
 @pytest.mark.parametrize("segmentation", [None, [], [[1, 2, 3, 4]], {"size": [40, 30], "counts": [1200]}])
