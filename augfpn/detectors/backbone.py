@@ -80,7 +80,7 @@ class Backbone(nn.Module):
         The step takes longer then and needs less memory; its result stays the same.
         """
         if enable and not hasattr(self.body, "set_grad_checkpointing"):
-            raise UserError(f"The backbone {type(self.body).__name__} knows no activation checkpointing; train it without.")
+            raise UserError(f"{type(self.body).__name__} of timm has no activation checkpointing; train without.")
         if hasattr(self.body, "set_grad_checkpointing"):
             self.body.set_grad_checkpointing(enable)
 

@@ -95,6 +95,6 @@ def _out_of_memory(step: int, parts: Sequence[Batch]) -> str:
     )
     return (
         f"Out of memory at step {step + 1}, with {sizes}. What helps: --accumulate 2 makes a step in two halves, "
-        "--activation-checkpointing does not keep the backbone's activations, --precision bf16, a smaller --batch-size. "
-        "With the first two this run can go on (--resume); the others make another one."
+        "--activation-checkpointing does not keep the backbone's activations, --precision bf16, a smaller --batch-size."
+        " With the first two this run can go on (--resume); the others make another one."
     )

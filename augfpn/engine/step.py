@@ -30,7 +30,7 @@ class TrainingStep:
         model: on its device.
         training: the optimizer's settings and the precision.
         ranks: the processes that train together.
-        activation_checkpointing: activations of the backbone's stages are not kept, but computed again for the gradients.
+        activation_checkpointing: of the backbone's stages, whose activations are computed again for the gradients.
     """
 
     def __init__(
