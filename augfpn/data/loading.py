@@ -222,11 +222,12 @@ def _next(batches: Iterator[Batch | UserError]) -> Batch | UserError | None:
     while True:
         try:
             return next(batches, None)
-        except RuntimeError as error:
+        except (RuntimeError, OSError, EOFError) as error:
             # Only after its time-out does the loader look after its workers: one may have died with a lock in its hand.
             if "DataLoader timed out" in str(error) and time.monotonic() < end:
                 continue
-            if "DataLoader" not in str(error):
+            # A worker may also have died before its batch was fetched from it, which is an error of the connection.
+            if isinstance(error, RuntimeError) and "DataLoader" not in str(error):
                 raise
             raise LoadingError(
                 f"The images could not be loaded: {first_line(error)} Either a worker process was killed, often for "

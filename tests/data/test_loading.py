@@ -174,6 +174,15 @@ def test_a_loader_that_does_not_answer_is_an_error_after_a_while(monkeypatch):
         loading._next(iter(hangs, None))
 
 
+@pytest.mark.parametrize("error", [ConnectionResetError("reset by peer"), EOFError(), FileNotFoundError("no socket")])
+def test_a_batch_that_cannot_be_fetched_from_its_process_is_an_error(error):
+    def fails():
+        raise error
+
+    with pytest.raises(loading.LoadingError, match="fewer workers"):
+        loading._next(iter(fails, None))
+
+
 def test_a_loader_that_is_only_slow_is_waited_for():
     answers = [RuntimeError("DataLoader timed out after 5 seconds"), "batch"]
 
