@@ -305,7 +305,7 @@ def test_what_is_no_file_is_refused(folder, tmp_path):
             CocoDataset(folder, path)
 
 
-NUM_DAMAGED = 150
+NUM_DAMAGED = 100
 
 
 @repeatable(NUM_DAMAGED)

@@ -117,6 +117,7 @@ def test_a_mistake_ends_with_a_message_and_leaves_nothing(typed, tmp_path, line)
     assert {path.name for path in tmp_path.rglob("*") if not path.is_dir()} == {"file", "pipe"}
 
 
+@pytest.mark.slow
 def test_the_command_itself_ends_likewise(tmp_path):
     line = "train table2/cs --learning-rate nan"
     command = [sys.executable, "-m", "augfpn", *line.split()]

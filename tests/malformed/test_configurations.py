@@ -157,7 +157,7 @@ def test_what_is_no_description_is_refused(text):
         RunConfig.from_json(text)
 
 
-NUM_GENERATED = 300
+NUM_GENERATED = 100
 
 
 @repeatable(NUM_GENERATED)

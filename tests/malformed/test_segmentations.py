@@ -140,7 +140,7 @@ def test_masks_of_images_beyond_32_bits_of_pixels_are_refused(segmentation):
         compress(segmentation, 2**16, 2**16)
 
 
-NUM_GENERATED = 300
+NUM_GENERATED = 100
 NUMBER = st.integers(-5, AREA) | st.floats() | st.integers() | st.none() | st.text(max_size=2)
 CHARACTERS = st.characters(min_codepoint=48, max_codepoint=111)
 GENERATED = (

@@ -220,7 +220,7 @@ def test_the_calls_would_run_where_they_are_trusted(tmp_path, monkeypatch):
         marker.rmdir() if marker.is_dir() else marker.unlink()
 
 
-NUM_DAMAGED = 200
+NUM_DAMAGED = 100
 FILES = {".pth": [ZIPPED, LEGACY], ".safetensors": [SAFE]}
 
 
