@@ -185,6 +185,7 @@ def test_pictures_of_unusual_names_are_predicted_into_the_folder(typed, run, tmp
 NASTY = "a b; touch made; $(touch made) `touch made` 'q' \"d\" & c | d > e"
 
 
+@pytest.mark.slow
 def test_folders_are_words_and_no_commands_to_the_workflow(tmp_path):
     """Snakemake prints what it would give to a shell; read as a shell does, it is the job's command."""
     out, data = tmp_path / NASTY, tmp_path / f"data {NASTY}"
