@@ -30,7 +30,7 @@ from augfpn import engine
 from augfpn.experiments import plan
 
 data, out, steps, leak = Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3]), sys.argv[4] == "leak"
-config = plan("table2/baseline", "smoke", data=str(data), steps=steps)
+config = plan("table2/cs+rfa+srs", "smoke", data=str(data), steps=steps)
 training = replace(config.training, num_workers=2, log_every=10, checkpoint_every=200)
 module = sys.modules["augfpn.engine.train"]
 original, kept, numbers = module.training_step, [], count()
