@@ -41,8 +41,10 @@ from augfpn.data.images import ImageError, ImageSizeError, check_image, read_ima
 
 # An image file, and the height and width that it is annotated with.
 _Task = tuple[str, tuple[int, int]]
-# Image files that one process reads at a time; fewer are read without another process, which takes seconds to start.
+# Image files that one process reads at a time.
 CHUNK = 32
+# Fewer image files are read sooner than other processes start.
+ALONE = 1000
 # Findings of a kind that the text shows.
 EXAMPLES = 3
 SEVERITIES = ("error", "warning", "note")
@@ -329,14 +331,13 @@ def _look_at_all(tasks: list[_Task], jobs: int) -> list[Look]:
     def shown(looks: Iterable[Look]) -> list[Look]:
         return list(tqdm(looks, "reading images", len(tasks), unit="image", disable=not sys.stderr.isatty()))
 
-    jobs = min(jobs, len(tasks) // CHUNK)
-    if jobs <= 1:
+    if jobs == 1 or len(tasks) < ALONE:
         return shown(map(_look, tasks))
     context = multiprocessing.get_context("forkserver")
     # Imported once, before the processes are forked.
     context.set_forkserver_preload([__name__])
     try:
-        with ProcessPoolExecutor(jobs, context) as pool:
+        with ProcessPoolExecutor(min(jobs, len(tasks) // CHUNK), context) as pool:
             return shown(pool.map(_look, tasks, chunksize=CHUNK))
     except BrokenProcessPool as error:
         raise DataError(

@@ -36,7 +36,7 @@ class CocoDataset:
 
     Attributes:
         categories: in the order of their ids, whatever the ids are; a category's position plus 1 is its label.
-        problems: the objects that were dropped or cut, and why; a copy in a worker process has none of them.
+        problems: the objects that were dropped, cut or numbered anew, and why; none in the copy of a worker process.
     """
 
     def __init__(

@@ -80,7 +80,7 @@ class CocoBox:
 
 @dataclass(frozen=True)
 class CocoContent:
-    """The usable content of an annotation file; ``problems`` are the objects that were dropped or cut."""
+    """What can be used of an annotation file; ``problems``: the objects that were dropped, cut or numbered anew."""
 
     info: dict[str, Any]
     categories: tuple[Category, ...]

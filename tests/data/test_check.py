@@ -373,7 +373,8 @@ def test_an_object_of_an_unknown_category_gets_none_of_another_split(root, conte
     assert ids(content, "annotations") == [2, 3, 4, 5, 6]
 
 
-def test_several_processes_find_the_same(root):
+def test_several_processes_find_the_same(root, monkeypatch):
+    monkeypatch.setattr("augfpn.data.check.ALONE", 100)
     write(root, num_images=64)
     (root / TRAIN / "3.jpg").write_bytes(b"\xff\xd8no image")
     (root / VAL / "60.jpg").unlink()
