@@ -85,7 +85,7 @@ def train(
         typer.Option(min=0, help="Processes that load images, a device; 0: none but the training's own."),
     ] = None,
     timeout: Annotated[
-        float, typer.Option(help="Seconds after which a device that does not answer is an error.")
+        int, typer.Option(min=1, help="Seconds after which a device that does not answer is an error.")
     ] = 1800,
     device: Device = None,
 ) -> None:

@@ -32,7 +32,6 @@ def on_devices(devices: int, arguments: Sequence[str], device: torch.device) -> 
         raise UserError(f"There are {torch.cuda.device_count()} GPUs here, not {devices} (--devices).")
     # As many threads in all as one process would have.
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, torch.get_num_threads() // devices)))
-    os.environ["TORCHELASTIC_SIGNALS_TO_HANDLE"] = "SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1"
     # What happens is told by the processes themselves.
     logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
     config = LaunchConfig(
@@ -45,6 +44,7 @@ def on_devices(devices: int, arguments: Sequence[str], device: torch.device) -> 
         max_restarts=0,
         monitor_interval=0.1,
         logs_specs=DefaultLogsSpecs(),
+        signals_to_handle="SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1",
     )
     try:
         elastic_launch(config, sys.executable)("-m", "augfpn", *arguments)

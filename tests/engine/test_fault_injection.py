@@ -118,9 +118,9 @@ class Training:
         run = Run(self.path)
         if run.is_evaluated:
             return "after the end"
-        if run.is_trained or (self.steps() in (4, 8) and self.steps() not in run.evaluated_steps):
-            return "in an evaluation"
-        return "in a step"
+        step = self.steps()
+        is_evaluated_now = step in (4, 8) and step in run.checkpoint_steps and step not in run.evaluated_steps
+        return "in an evaluation" if run.is_trained or is_evaluated_now else "in a step"
 
     def tells(self, *parts):
         output = self.output()
@@ -150,11 +150,11 @@ def killed_in_a_checkpoint(chance, training, seconds):
 def killed_in_an_evaluation(chance, training, seconds):
     step = chance.choice([4, 8, 10])
     with training.started() as process:
-        training.waits_for(process, lambda: training.steps() >= step)
-        time.sleep(chance.uniform(0, 0.2))
-        moment = training.moment()
+        evaluates = lambda: training.steps() >= step and training.moment() == "in an evaluation"  # noqa: E731
+        seen = training.waits_for(process, evaluates)
+        time.sleep(chance.uniform(0, 0.05))
         process.kill()
-    return moment
+    return "in an evaluation" if seen else "after the end"
 
 
 def signalled(number, times=1):
