@@ -85,7 +85,7 @@ def train(
         typer.Option(min=0, help="Processes that load images, a device; 0: none but the training's own."),
     ] = None,
     timeout: Annotated[
-        int, typer.Option(min=1, help="Seconds after which a device that does not answer is an error.")
+        int, typer.Option(min=1, max=10**6, help="Seconds after which a device that does not answer is an error.")
     ] = 1800,
     device: Device = None,
 ) -> None:
@@ -96,10 +96,8 @@ def train(
     """
     from augfpn.engine import Execution, evaluate, train
     from augfpn.engine.launch import on_devices
-    from augfpn.engine.ranks import is_rank, joined
+    from augfpn.engine.ranks import Ranks, is_rank, joined
 
-    if devices > 1 and not is_rank():
-        raise typer.Exit(on_devices(devices, sys.argv[1:], _device(device)))
     config = plan(
         experiment,
         scale,
@@ -122,9 +120,14 @@ def train(
         keep_checkpoints=keep_checkpoints,
         evaluate_every=evaluate_every,
     )
+    if devices > 1 and not is_rank():
+        execution.check_fits(config.training.batch_size, Ranks(num=devices))
+        raise typer.Exit(on_devices(devices, sys.argv[1:], _device(device)))
     with joined(_device(device), timeout) as (ranks, own):
         if config.experiment != experiment and ranks.is_main:
             print(f"{experiment} is the same model as {config.experiment}: one run, which has that name.")
+        if devices not in (1, ranks.num):
+            raise UserError(f"torchrun started {ranks.num} processes; leave out --devices {devices}.")
         run = train(config, path, resume=resume, execution=execution, device=own, ranks=ranks)
         # Of one answer: while some look, the main one may already have finished.
         if not ranks.gather(run.is_evaluated)[0]:

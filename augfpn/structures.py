@@ -15,7 +15,7 @@ objects, ``A`` anchors, ``R`` RoIs, ``S`` cells of a pooled RoI's side, ``K`` cl
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields
 from typing import Any, NamedTuple, TypeVar
 
@@ -38,11 +38,15 @@ class _Movable:
     def to(self: Structure, device: Any) -> Structure:
         # To the host one has to wait: what is read before the copy is done is not what was computed.
         non_blocking = torch.device(device).type != "cpu"
-        moved = {}
-        for field in fields(self):  # type: ignore[arg-type]
-            value = getattr(self, field.name)
-            moved[field.name] = value.to(device, non_blocking=non_blocking) if isinstance(value, Tensor) else value
-        return type(self)(**moved)
+        return self._with_each(lambda value: value.to(device, non_blocking=non_blocking))
+
+    def pin_memory(self: Structure) -> Structure:
+        return self._with_each(Tensor.pin_memory)
+
+    def _with_each(self: Structure, change: Callable[[Tensor], Tensor]) -> Structure:
+        values = {field.name: getattr(self, field.name) for field in fields(self)}  # type: ignore[arg-type]
+        changed = {name: change(value) if isinstance(value, Tensor) else value for name, value in values.items()}
+        return type(self)(**changed)
 
 
 @dataclass(frozen=True)

@@ -50,6 +50,10 @@ class Batch:
     def to(self, device: torch.device) -> Batch:
         return replace(self, images=self.images.to(device), targets=self.targets.to(device))
 
+    def pin_memory(self) -> Batch:
+        """For the loader: what is in pinned memory is copied to a GPU without a wait."""
+        return replace(self, images=self.images.pin_memory(), targets=self.targets.pin_memory())
+
 
 def open_dataset(config: DataConfig, split: str, *, check_images: bool = True) -> DetectionDataset:
     """The data set of a run: ``split`` is train or val. With ``overfit`` both are the same few training images.
@@ -223,15 +227,15 @@ def _next(batches: Iterator[Batch | UserError]) -> Batch | UserError | None:
         try:
             return next(batches, None)
         except (RuntimeError, OSError, EOFError) as error:
-            # Only after its time-out does the loader look after its workers: one may have died with a lock in its hand.
+            # Only after its time-out does the loader look after its workers: one may have died with a lock held.
             if "DataLoader timed out" in str(error) and time.monotonic() < end:
                 continue
             # A worker may also have died before its batch was fetched from it, which is an error of the connection.
             if isinstance(error, RuntimeError) and "DataLoader" not in str(error):
                 raise
             raise LoadingError(
-                f"The images could not be loaded: {first_line(error)} Either a worker process was killed, often for "
-                "want of memory or of shared memory (/dev/shm), or the file system does not answer. "
+                f"The images could not be loaded: {first_line(error).rstrip('.')}. Either a worker process was killed, "
+                "often for want of memory or of shared memory (/dev/shm), or the file system does not answer. "
                 "Use fewer workers (--workers; 0 loads in this process)."
             ) from error
 

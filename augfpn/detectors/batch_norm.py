@@ -60,11 +60,11 @@ def _normalised(norm: nn.BatchNorm2d, x: Tensor) -> Tensor:
     variance = _SumOverRanks.apply(centred.square().sum(dim=(0, 2, 3))) / count
     if norm.track_running_stats and norm.running_mean is not None and norm.running_var is not None:
         assert norm.momentum is not None
-        assert norm.num_batches_tracked is not None
         with torch.no_grad():
             norm.running_mean.lerp_(mean.detach(), norm.momentum)
             norm.running_var.lerp_(variance.detach() * count / (count - 1), norm.momentum)
-            norm.num_batches_tracked.add_(1)
+            if norm.num_batches_tracked is not None:
+                norm.num_batches_tracked.add_(1)
     scale = (variance + norm.eps).rsqrt() * norm.weight
     normalised: Tensor = centred * scale[:, None, None] + norm.bias[:, None, None]
     return normalised.to(x.dtype)

@@ -27,6 +27,10 @@ class CheckpointError(UserError):
     """A checkpoint that cannot be used; the message says why."""
 
 
+class DamagedCheckpointError(CheckpointError):
+    """It is not what was written."""
+
+
 @dataclass(frozen=True)
 class Checkpoint:
     """``step``: how many steps were made. ``seconds``: how long training took until then.
@@ -75,7 +79,7 @@ def load_last_checkpoint(folder: Path, device: torch.device) -> Checkpoint | Non
     for path in reversed(_checkpoints(folder)):
         try:
             checkpoint = _load(path, device)
-        except CheckpointError as error:
+        except DamagedCheckpointError as error:
             damaged[path] = error
             continue
         for bad, why in damaged.items():
@@ -109,15 +113,19 @@ def load_checkpoint(folder: Path, step: int, device: torch.device) -> Checkpoint
 
 def _load(path: Path, device: torch.device) -> Checkpoint:
     checksum = _checksum_path(path)
+    is_verified = checksum.is_file()
+    if is_verified and checksum.read_bytes().split()[:1] != [_digest(path).encode()]:
+        raise DamagedCheckpointError(f"The checkpoint {path} is damaged: it is not what its checksum says.")
     try:
-        if checksum.is_file() and checksum.read_bytes().split()[:1] != [_digest(path).encode()]:
-            raise CheckpointError(f"The checkpoint {path} is damaged: it is not what its checksum says.")
         return Checkpoint(**torch.load(path, map_location=device, weights_only=True))
-    except CheckpointError:
+    except (OSError, MemoryError, torch.OutOfMemoryError):
+        # Nothing that the file could be put aside for.
         raise
     # Of a broken file, torch raises whatever the place where it breaks does.
     except Exception as error:
-        raise CheckpointError(f"The checkpoint {path} is damaged: {first_line(error)}") from error
+        if is_verified:
+            raise CheckpointError(f"The checkpoint {path} is whole, but cannot be read: {first_line(error)}") from error
+        raise DamagedCheckpointError(f"The checkpoint {path} is damaged: {first_line(error)}") from error
 
 
 def _digest(path: Path) -> str:

@@ -16,7 +16,7 @@ from augfpn.data.dataset import Category, DetectionDataset
 from augfpn.data.loading import evaluation_batches, open_dataset
 from augfpn.data.segmentations import encode
 from augfpn.detectors.detector import Detector
-from augfpn.engine.faults import together
+from augfpn.engine.faults import enough_memory
 from augfpn.engine.interruption import Interruption
 from augfpn.engine.outcomes_file import write_outcomes
 from augfpn.engine.ranks import ALONE, Ranks
@@ -55,10 +55,16 @@ def evaluate(run: Run, device: torch.device, batch_size: int = 8, ranks: Ranks =
 
 
 def evaluate_along(
-    run: Run, model: Detector, step: int, device: torch.device, ranks: Ranks, batch_size: int = 8
+    run: Run,
+    model: Detector,
+    step: int,
+    device: torch.device,
+    ranks: Ranks,
+    interruption: Interruption,
+    batch_size: int = 8,
 ) -> None:
     """Evaluates the model as it is after a step of its training, and keeps the figures (`Run.evaluations`)."""
-    measured = _measure(run, model.eval(), device, batch_size, ranks)
+    measured = _measure(run, model.eval(), device, batch_size, ranks, interruption)
     if ranks.is_main:
         run.record_evaluation(step, measured.metrics)
 
@@ -73,13 +79,20 @@ class _Measured:
     seconds: float
 
 
-def _measure(run: Run, model: Detector, device: torch.device, batch_size: int, ranks: Ranks) -> _Measured:
+def _measure(
+    run: Run,
+    model: Detector,
+    device: torch.device,
+    batch_size: int,
+    ranks: Ranks,
+    interruption: Interruption | None = None,
+) -> _Measured:
     config = run.config
     dataset = open_dataset(config.data, "val")
     # Only the ground truth needs the masks; those of a batch are large.
     images = open_dataset(replace(config.data, masks=False), "val") if config.data.masks else dataset
     started = time.perf_counter()
-    results = detect_all(run, model, images, device, batch_size, ranks)
+    results = detect_all(run, model, images, device, batch_size, ranks, interruption)
     seconds = time.perf_counter() - started
     if not ranks.is_main:
         return _Measured({}, [], {}, seconds)
@@ -91,11 +104,18 @@ def _measure(run: Run, model: Detector, device: torch.device, batch_size: int, r
 
 
 def detect_all(
-    run: Run, model: Detector, dataset: DetectionDataset, device: torch.device, batch_size: int, ranks: Ranks = ALONE
+    run: Run,
+    model: Detector,
+    dataset: DetectionDataset,
+    device: torch.device,
+    batch_size: int,
+    ranks: Ranks = ALONE,
+    interruption: Interruption | None = None,
 ) -> list[dict[str, Any]]:
     """What a run's model finds on every image of a data set, as results in COCO's format.
 
-    Of several ``ranks``, which share the images, the main one has it all in the end.
+    Of several ``ranks``, which share the images, the main one has it all in the end. ``interruption``: by which it is
+    stopped; by default one of its own.
     """
     of_batches = []
     batches = evaluation_batches(
@@ -106,14 +126,16 @@ def detect_all(
         rank=ranks.rank,
         num_ranks=ranks.num,
     )
-    with Interruption() as interruption, together(ranks, interruption):
+    with Interruption() if interruption is None else contextlib.nullcontext(interruption) as stopped:
         for batch in batches:
-            detections = model.detect(batch.images.to(device))
-            found = detections.per_image(batch.images.sizes, batch.original_sizes)
+            with enough_memory("in the evaluation", [batch], "a smaller batch (`augfpn evaluate --batch-size 1`)."):
+                detections = model.detect(batch.images.to(device))
+                found = detections.per_image(batch.images.sizes, batch.original_sizes)
             pairs = zip(batch.image_ids, found, strict=True)
             of_batches.append([result for id, one in pairs for result in coco_results(id, one, run.categories)])
-            interruption.check(" while it was evaluated")
+            stopped.check(" while it was evaluated")
         of_ranks = ranks.gather_to_main(of_batches)
+        stopped.check(" while it was evaluated")
     # Batch after batch, as one rank would have had them.
     in_turns = zip_longest(*of_ranks, fillvalue=[])
     return [result for turn in in_turns for of_batch in turn for result in of_batch]

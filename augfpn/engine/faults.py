@@ -8,17 +8,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import torch
-import torch.distributed as dist
 
 from augfpn.data.dataset import DetectionDataset
 from augfpn.data.loading import Batch
-from augfpn.engine.interruption import Interruption
 from augfpn.engine.meter import NotFiniteError
 from augfpn.engine.ranks import Ranks
 from augfpn.engine.runs import Run
-from augfpn.errors import UserError, first_line
+from augfpn.errors import UserError
 from augfpn.files import written_whole
 
 
@@ -27,59 +26,44 @@ class TrainingError(UserError):
 
 
 @contextmanager
-def enough_memory(step: int, parts: Sequence[Batch]) -> Iterator[None]:
-    """A TrainingError if the memory does not suffice for a step, from 0, with these parts of its batch."""
+def enough_memory(when: str, batches: Sequence[Batch], remedies: str) -> Iterator[None]:
+    """A TrainingError if the memory does not suffice for these batches."""
     try:
         yield
     except (RuntimeError, MemoryError) as error:
-        # On a CPU it is a RuntimeError among others.
-        if not isinstance(error, torch.OutOfMemoryError | MemoryError) and "DefaultCPUAllocator" not in str(error):
+        # Elsewhere than in CUDA's allocator it is a RuntimeError among others.
+        is_memory = isinstance(error, torch.OutOfMemoryError | MemoryError)
+        if not is_memory and "DefaultCPUAllocator" not in str(error) and "ALLOC_FAILED" not in str(error):
             raise
-        raise TrainingError(_out_of_memory(step, parts)) from error
+        sizes = "; ".join(map(_size, batches))
+        raise TrainingError(f"Out of memory {when}, with {sizes}. What helps: {remedies}") from error
 
 
-@contextmanager
-def together(ranks: Ranks, interruption: Interruption) -> Iterator[None]:
-    """A TrainingError if the other ranks do not answer; unless all were asked to stop and this one comes last."""
-    try:
-        yield
-    except RuntimeError as error:
-        # Gloo's are RuntimeErrors among others.
-        if not isinstance(error, dist.DistError) and "gloo" not in str(error):
-            raise
-        interruption.check(", as the other ranks")
-        raise TrainingError(
-            f"Rank {ranks.rank} of {ranks.num} gets no answer from the others. One of them has ended, and says why in "
-            "its own output, or hangs longer than --timeout. Start all of them again with --resume. "
-            f"({first_line(error)})"
-        ) from error
+# What can be done in training.
+REMEDIES = (
+    "--accumulate 2 makes a step in two halves, --activation-checkpointing does not keep the backbone's activations, "
+    "--precision bf16, a smaller --batch-size. With the first two this run can go on (--resume); the others make "
+    "another one."
+)
 
 
 def not_finite(
-    run: Run, error: NotFiniteError, batch: Batch, dataset: DetectionDataset, saved: int, ranks: Ranks
+    run: Run, error: NotFiniteError, batches: Sequence[Batch], dataset: DetectionDataset, saved: int, ranks: Ranks
 ) -> TrainingError:
     """Writes the batch to ``faults/`` of the run, for study, and tells which it is.
 
     Args:
-        batch: of the rank that has the terms, at the step that has them.
+        batches: its parts, of the rank that has the terms or of all, at the step that has them.
         saved: the step of the last checkpoint.
     """
     path = run.path / "faults" / f"step_{error.step + 1:08d}.pt"
     if ranks.is_main:
-        targets = {name: value for name, value in vars(batch.targets).items() if value is not None}
-        content = {
-            "step": error.step + 1,
-            "terms": error.terms,
-            "image_ids": list(batch.image_ids),
-            "pixels": batch.images.pixels,
-            "sizes": batch.images.sizes,
-            **targets,
-        }
+        content = {"step": error.step + 1, "terms": error.terms, "parts": [_tensors(batch) for batch in batches]}
         with written_whole(path) as temporary, temporary.open("wb") as file:
             torch.save(content, file)
     names = {image["id"]: image["file_name"] for image in dataset.ground_truth()["images"]}
-    images = ", ".join(f"{names[id]} (id {id})" for id in batch.image_ids)
-    of_rank = f" of rank {error.rank}" if ranks.num > 1 else ""
+    images = ", ".join(f"{names[id]} (id {id})" for batch in batches for id in batch.image_ids)
+    of_rank = f" of rank {error.rank}" if ranks.num > 1 and error.rank is not None else ""
     last = f"The last checkpoint, of step {saved}, is from before it" if saved else "There is no checkpoint before it"
     return TrainingError(
         f"Training left the finite numbers at {error}. The batch{of_rank}: {images}; it is in {path}. {last}. If its "
@@ -87,14 +71,15 @@ def not_finite(
     )
 
 
-def _out_of_memory(step: int, parts: Sequence[Batch]) -> str:
-    sizes = "; ".join(
-        f"{len(batch.image_ids)} images of {batch.images.pixels.shape[2]} × {batch.images.pixels.shape[3]} pixels with "
-        f"their padding and up to {batch.targets.labels.shape[1]} objects (ids {', '.join(map(str, batch.image_ids))})"
-        for batch in parts
-    )
+def _tensors(batch: Batch) -> dict[str, Any]:
+    targets = {name: value for name, value in vars(batch.targets).items() if value is not None}
+    images = {"pixels": batch.images.pixels, "sizes": batch.images.sizes}
+    return {"image_ids": list(batch.image_ids), **images, **targets}
+
+
+def _size(batch: Batch) -> str:
+    height, width = batch.images.pixels.shape[2:]
     return (
-        f"Out of memory at step {step + 1}, with {sizes}. What helps: --accumulate 2 makes a step in two halves, "
-        "--activation-checkpointing does not keep the backbone's activations, --precision bf16, a smaller --batch-size."
-        " With the first two this run can go on (--resume); the others make another one."
+        f"{len(batch.image_ids)} images of {height} × {width} pixels with their padding and up to "
+        f"{batch.targets.labels.shape[1]} objects (ids {', '.join(map(str, batch.image_ids))})"
     )

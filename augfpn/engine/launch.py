@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -49,8 +50,13 @@ def on_devices(devices: int, arguments: Sequence[str], device: torch.device) -> 
     try:
         elastic_launch(config, sys.executable)("-m", "augfpn", *arguments)
     except ChildFailedError as error:
-        codes = {failure.exitcode for failure in error.failures.values()}
-        return REQUEUE if REQUEUE in codes else max(1, *codes)
+        ended = {rank: failure.exitcode for rank, failure in error.failures.items()}
+        # Those that were asked to stop because of the one that failed.
+        failed = {rank: code for rank, code in ended.items() if code not in (0, REQUEUE, -signal.SIGTERM)}
+        for rank, code in failed.items():
+            if code < 0:
+                print(f"error: Rank {rank} was killed by {signal.Signals(-code).name}.", file=sys.stderr)
+        return 2 if failed else REQUEUE
     except SignalException:
         return REQUEUE
     return 0

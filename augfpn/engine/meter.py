@@ -20,9 +20,12 @@ from augfpn.errors import UserError
 
 
 class NotFiniteError(UserError):
-    """Losses or gradients that are not finite. ``terms``: those of the rank ``rank`` at the step ``step``, from 0."""
+    """Losses or gradients that are not finite. ``terms``: those of ``rank`` at the step ``step``, from 0.
 
-    def __init__(self, step: int, rank: int, terms: dict[str, float]) -> None:
+    ``rank`` is None where only the gradient is at fault, which all ranks have the same of.
+    """
+
+    def __init__(self, step: int, rank: int | None, terms: dict[str, float]) -> None:
         self.step, self.rank, self.terms = step, rank, terms
         super().__init__(f"step {step + 1}: {', '.join(f'{name} is {value}' for name, value in terms.items())}")
 
@@ -116,9 +119,9 @@ def _check_finite(names: Sequence[str], of_step: Sequence[Sequence[float]], step
         for rank, values in enumerate(of_step)
     ]
     # A rank whose own losses are at fault, before those that only have its gradient.
-    for rank, terms in sorted(found, key=lambda entry: -len(entry[1])):
-        if terms:
-            raise NotFiniteError(step, rank, terms)
+    rank, terms = max(found, key=lambda entry: len(entry[1]))
+    if terms:
+        raise NotFiniteError(step, None if terms.keys() == {"gradient_norm"} else rank, terms)
 
 
 def _peak_memory(device: torch.device) -> int:

@@ -17,17 +17,18 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 
-from augfpn.errors import UserError
+from augfpn.errors import UserError, first_line
 
 Value = TypeVar("Value")
 
 
 @dataclass(frozen=True)
 class Ranks:
-    """This process among ``num`` of them; by default there is one."""
+    """This process among ``num`` of them; by default there is one. ``group``: in which they speak, host to host."""
 
     rank: int = 0
     num: int = 1
+    group: Any = None
 
     @property
     def is_main(self) -> bool:
@@ -39,7 +40,7 @@ class Ranks:
             return flag
         # On the host, so that a GPU is not waited for.
         flags = torch.tensor(int(flag))
-        dist.all_reduce(flags, dist.ReduceOp.MAX)
+        dist.all_reduce(flags, dist.ReduceOp.MAX, group=self.group)
         return bool(flags)
 
     def gather(self, value: Value) -> list[Value]:
@@ -47,7 +48,7 @@ class Ranks:
         if self.num == 1:
             return [value]
         values: list[Any] = [None] * self.num
-        dist.all_gather_object(values, value)
+        dist.all_gather_object(values, value, group=self.group)
         return values
 
     def gather_to_main(self, value: Value) -> list[Value]:
@@ -55,7 +56,7 @@ class Ranks:
         if self.num == 1:
             return [value]
         values: list[Any] | None = [None] * self.num if self.is_main else None
-        dist.gather_object(value, values)
+        dist.gather_object(value, values, group=self.group)
         return values or []
 
     def wait(self) -> None:
@@ -66,9 +67,15 @@ class Ranks:
 ALONE = Ranks()
 
 
+class RanksError(UserError):
+    """The others do not answer."""
+
+
 def is_rank() -> bool:
     """Whether torchrun, or something that speaks like it, started this process as one of several."""
-    return int(os.environ.get("WORLD_SIZE", 1)) > 1
+    # A cluster may have a WORLD_SIZE of its own.
+    spoken = all(name in os.environ for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR"))
+    return spoken and os.environ["WORLD_SIZE"] != "1"
 
 
 @contextmanager
@@ -78,6 +85,9 @@ def joined(device: torch.device, timeout: float) -> Iterator[tuple[Ranks, torch.
     Args:
         device: what all of them use; of GPUs, each process gets its own.
         timeout: after so many seconds without an answer from the others it is an error.
+
+    Raises:
+        RanksError: out of what is done within, where the others do not answer.
     """
     if not is_rank():
         yield ALONE, device
@@ -90,8 +100,22 @@ def joined(device: torch.device, timeout: float) -> Iterator[tuple[Ranks, torch.
         torch.cuda.set_device(device)
     # Weights of 1 × 1 convolutions have the same strides in either layout.
     warnings.filterwarnings("ignore", "Grad strides do not match bucket view strides")
-    backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
-    dist.init_process_group(backend, timeout=timedelta(seconds=timeout))
-    yield Ranks(dist.get_rank(), dist.get_world_size()), device
-    # Not after an error: the others may not answer any more.
-    dist.destroy_process_group()
+    ranks = None
+    try:
+        # NCCL ends the process without a word when its time is over: the hosts, who can say why, have less.
+        factor, backend = (2, "nccl") if device.type == "cuda" else (1, "gloo")
+        dist.init_process_group(backend, timeout=timedelta(seconds=factor * timeout))
+        hosts = dist.new_group(backend="gloo", timeout=timedelta(seconds=timeout))
+        ranks = Ranks(dist.get_rank(), dist.get_world_size(), hosts)
+        yield ranks, device
+        # Not after an error: the others may not answer any more.
+        dist.destroy_process_group()
+    except RuntimeError as error:
+        # Gloo's are RuntimeErrors among others.
+        if not isinstance(error, dist.DistError) and "gloo" not in str(error):
+            raise
+        who = f"Rank {ranks.rank} of {ranks.num}" if ranks else f"Rank {os.environ['RANK']}"
+        raise RanksError(
+            f"{who} gets no answer from the others. One of them has ended, and says why in its own output, or hangs "
+            f"longer than --timeout. Start all of them again with --resume. ({first_line(error)})"
+        ) from error

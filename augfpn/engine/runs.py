@@ -155,7 +155,7 @@ class Run:
     def forget_history_after(self, step: int) -> None:
         """Drops the lines of steps that will be made again."""
         for name in ("metrics.jsonl", "evaluations.jsonl"):
-            keep_lines(self.path / name, lambda line: line["step"] <= step)
+            keep_lines(self.path / name, lambda line: isinstance(line.get("step"), int) and line["step"] <= step)
 
     def record(self, line: dict[str, float]) -> None:
         """Adds a line to ``metrics.jsonl``."""

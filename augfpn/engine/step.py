@@ -86,10 +86,13 @@ def backpropagate(
 ) -> dict[str, Tensor]:
     """Leaves the clipped gradient of the mean of the parts' losses in the parameters.
 
-    Returns the losses by component, their sum as ``loss``, and the gradient's norm before clipping, on the device.
+    The parts are brought to the model's device one after the other. Returns the losses by component, their sum as
+    ``loss``, and the gradient's norm before clipping, on the device.
     """
     of_parts = []
-    for position, batch in enumerate(parts, start=1):
+    device = next(losses.parameters()).device
+    for position, part in enumerate(parts, start=1):
+        batch = part.to(device)
         # Ranks exchange their gradients with the last part.
         exchanges_later = isinstance(losses, DistributedDataParallel) and position < len(parts)
         with losses.no_sync() if exchanges_later else nullcontext():  # type: ignore[operator]
@@ -112,10 +115,12 @@ def _keeping_statistics(model: nn.Module) -> Iterator[None]:
     for norm in norms:
         norm.momentum = 0.0
         norm.num_batches_tracked = None
-    yield
-    for norm, momentum, num_batches in before:
-        norm.momentum = momentum
-        norm.num_batches_tracked = num_batches
+    try:
+        yield
+    finally:
+        for norm, momentum, num_batches in before:
+            norm.momentum = momentum
+            norm.num_batches_tracked = num_batches
 
 
 def build_optimizer(model: nn.Module, config: TrainingConfig) -> torch.optim.Optimizer:

@@ -17,7 +17,7 @@ from augfpn.data.loading import Batch, LoadingError, open_datasets, seed_of, tra
 from augfpn.detectors.detector import Detector
 from augfpn.engine.checkpoint import Checkpoint, load_checkpoint, load_last_checkpoint, save_checkpoint
 from augfpn.engine.evaluate import evaluate_along
-from augfpn.engine.faults import enough_memory, not_finite, together
+from augfpn.engine.faults import REMEDIES, enough_memory, not_finite
 from augfpn.engine.interruption import Interruption
 from augfpn.engine.meter import Meter, NotFiniteError, Stopwatch, TensorBoard
 from augfpn.engine.ranks import ALONE, Ranks
@@ -57,9 +57,11 @@ class Execution:
     def check_fits(self, batch_size: int, ranks: Ranks) -> None:
         """A UserError if a batch cannot be shared out evenly."""
         if batch_size % (self.accumulate * ranks.num):
+            shares = [f"{ranks.num} devices"] if ranks.num > 1 else []
+            shares += [f"{self.accumulate} parts"] if self.accumulate > 1 else []
             raise UserError(
-                f"A batch of {batch_size} images cannot be shared evenly between {ranks.num} devices in "
-                f"{self.accumulate} parts; choose a --batch-size that is a multiple of {self.accumulate * ranks.num}."
+                f"A batch of {batch_size} images cannot be shared evenly between {' of '.join(shares)}; choose a "
+                f"--batch-size that is a multiple of {self.accumulate * ranks.num}."
             )
 
 
@@ -100,7 +102,7 @@ def train(
     # None writes anything before all have seen that they may.
     ranks.wait()
     held = alone(out, waiting=ranks.num == 1) if ranks.is_main else nullcontext()
-    with Interruption() as interruption, held, together(ranks, interruption):
+    with held, Interruption() as interruption:
         # Now the main one has the directory to itself.
         ranks.wait()
         # As the main one sees it, which will soon write there.
@@ -110,17 +112,19 @@ def train(
             if ranks.is_main:
                 print(f"{out} is trained to its end already.")
             return run
-        last = None if run is None else _last_checkpoint(run, device, ranks)
+        last = None if run is None else _last_checkpoint(run, ranks)
         interruption.check()
         model = _start(config, dataset, device, pretrained=last is None)
         run = run or _created(out, config, dataset, ranks)
         training = _Training(run, model, dataset, execution, device, ranks, interruption)
         training.start(last)
+        # The model has it now; a second one need not be kept for days.
+        del last
         training.make_steps()
         if ranks.is_main:
             run.save_weights(model)
-        ranks.wait()
-        interruption.check(" after the last step")
+        if ranks.any(interruption.requested):
+            raise Interrupted(f"{interruption.name}: stopped after the last step. --resume evaluates.")
     return run
 
 
@@ -149,16 +153,20 @@ def _existing(out: Path, config: RunConfig, dataset: DetectionDataset) -> Run:
     return run
 
 
-def _last_checkpoint(run: Run, device: torch.device, ranks: Ranks) -> Checkpoint | None:
-    """The same on all ranks: the main one says which, and what is damaged."""
+def _last_checkpoint(run: Run, ranks: Ranks) -> Checkpoint | None:
+    """The same on all ranks: the main one says which, and what is damaged.
+
+    On the host: the weights and the optimizer's memory go to the device one by one when they are restored.
+    """
+    host = torch.device("cpu")
     folder = run.path / "checkpoints"
     if ranks.is_main:
         remove_leftovers(run.path)
-        last = load_last_checkpoint(folder, device)
+        last = load_last_checkpoint(folder, host)
     step = ranks.gather(last.step if ranks.is_main and last else None)[0]
     if ranks.is_main:
         return last
-    return None if step is None else load_checkpoint(folder, step, device)
+    return None if step is None else load_checkpoint(folder, step, host)
 
 
 class _Training:
@@ -220,8 +228,8 @@ class _Training:
                 rate = learning_rate(training, self.done, self.num_steps)
                 # Random numbers are a function of seed and step, so that there is no state of them to resume from.
                 torch.manual_seed(seed_of(self.config.seed, self.done))
-                with enough_memory(self.done, parts):
-                    self.meter.add(self.step([part.to(self.device) for part in parts], rate))
+                with enough_memory(f"at step {self.done + 1}", parts, REMEDIES):
+                    self.meter.add(self.step(parts, rate))
                 self.done += 1
                 if self.done % training.log_every == 0 or self.done == self.num_steps:
                     self._report(rate, progress, board)
@@ -231,17 +239,20 @@ class _Training:
                 progress.update()
 
     def _batches(self) -> Iterator[Batch]:
-        training, workers = self.config.training, self.execution.workers
+        workers = self.config.training.num_workers if self.execution.workers is None else self.execution.workers
+        return self._batches_of(range(self.done, self.num_steps), self.ranks.rank, workers)
+
+    def _batches_of(self, steps: range, rank: int, workers: int = 0) -> Iterator[Batch]:
         return training_batches(
             self.dataset,
             self.config.data,
             seed=self.config.seed,
-            batch_size=training.batch_size,
-            first_step=self.done,
-            num_steps=self.num_steps,
-            num_workers=training.num_workers if workers is None else workers,
+            batch_size=self.config.training.batch_size,
+            first_step=steps.start,
+            num_steps=steps.stop,
+            num_workers=workers,
             parts=self.execution.accumulate,
-            rank=self.ranks.rank,
+            rank=rank,
             num_ranks=self.ranks.num,
         )
 
@@ -300,7 +311,7 @@ class _Training:
             # Whoever goes on begins with the evaluation.
             return
         with self.clock.paused():
-            evaluate_along(self.run, self.model, self.done, self.device, self.ranks)
+            evaluate_along(self.run, self.model, self.done, self.device, self.ranks, self.interruption)
             self.model.train()
 
     @contextmanager
@@ -309,17 +320,10 @@ class _Training:
         try:
             yield
         except NotFiniteError as error:
-            batches = training_batches(
-                self.dataset,
-                self.config.data,
-                seed=self.config.seed,
-                batch_size=self.config.training.batch_size,
-                first_step=error.step,
-                num_steps=error.step + 1,
-                rank=error.rank,
-                num_ranks=self.ranks.num,
-            )
-            raise not_finite(self.run, error, next(batches), self.dataset, self.saved, self.ranks) from error
+            ranks = range(self.ranks.num) if error.rank is None else [error.rank]
+            step = range(error.step, error.step + 1)
+            batches = [batch for rank in ranks for batch in self._batches_of(step, rank)]
+            raise not_finite(self.run, error, batches, self.dataset, self.saved, self.ranks) from error
 
     def _derived(self) -> dict[str, Any]:
         training = self.config.training

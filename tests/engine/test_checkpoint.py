@@ -115,6 +115,16 @@ def test_a_run_whose_checkpoints_are_all_damaged_says_so_and_leaves_them(unfinis
     assert sorted(os.listdir(unfinished.path / "checkpoints")) == before
 
 
+def test_a_disk_that_does_not_answer_is_no_damage(unfinished, monkeypatch):
+    def fails(*_, **__):
+        raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr(torch, "load", fails)
+    with pytest.raises(OSError, match="Input/output error"):
+        load_last_checkpoint(unfinished.path / "checkpoints", CPU)
+    assert unfinished.checkpoint_steps == (4, 6)
+
+
 def test_a_checkpoint_of_another_model_is_not_restored(unfinished):
     folder = unfinished.path / "checkpoints"
     step = load_last_checkpoint(folder, CPU)
@@ -259,6 +269,39 @@ def test_an_evaluation_stops_behind_its_batch_and_leaves_no_figures(unfinished, 
     assert not (run.path / "detections.json").exists()
 
 
+@pytest.mark.parametrize("after_the_last_batch", [False, True])
+def test_an_evaluation_on_the_way_passes_a_signal_on_to_the_training(
+    tmp_path, undisturbed, monkeypatch, after_the_last_batch
+):
+    def signalled(*arguments, real=EVALUATE.coco_metrics if after_the_last_batch else EVALUATE.coco_results):
+        signal.raise_signal(signal.SIGTERM)
+        return real(*arguments)
+
+    where = "coco_metrics" if after_the_last_batch else "coco_results"
+    with monkeypatch.context() as patched:
+        patched.setattr(EVALUATE, where, signalled)
+        with pytest.raises(Interrupted, match="SIGTERM: stopped"):
+            train(config_of(), tmp_path / "run", execution=Execution(evaluate_every=2), device=CPU)
+    run = Run(tmp_path / "run")
+    assert run.checkpoint_steps == (2,)
+    train(config_of(), run.path, resume=True, execution=Execution(evaluate_every=2), device=CPU)
+    assert run.evaluated_steps == (2, 4, 6)
+    assert what_is_left(run) == undisturbed
+
+
+def test_a_process_that_waits_for_another_one_can_be_ended(tmp_path):
+    # Before there is anything to finish, signals are as they always are.
+    def interrupts(*_, **__):
+        raise KeyboardInterrupt
+
+    with alone(tmp_path / "run"), pytest.MonkeyPatch.context() as patched:
+        patched.setattr("builtins.print", interrupts)
+        before = signal.getsignal(signal.SIGTERM)
+        with pytest.raises(KeyboardInterrupt):
+            train(config_of(), tmp_path / "run", resume=True, device=CPU)
+        assert signal.getsignal(signal.SIGTERM) == before
+
+
 def test_too_little_memory_is_told_with_the_batch_and_the_remedies(tmp_path, monkeypatch):
     def too_much(*_, **__):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB")
@@ -293,7 +336,7 @@ def test_a_run_that_another_process_trains_is_not_trained_by_several_ranks(tmp_p
         ({"accumulate": 0}, "accumulate must be at least 1"),
         ({"evaluate_every": 0}, "evaluate_every must be at least 1"),
         ({"workers": -1}, "cannot be -1 workers"),
-        ({"accumulate": 3}, "A batch of 2 images cannot be shared evenly between 1 devices in 3 parts"),
+        ({"accumulate": 3}, "A batch of 2 images cannot be shared evenly between 3 parts"),
     ],
 )
 def test_an_execution_that_cannot_be_is_refused(tmp_path, execution, message):

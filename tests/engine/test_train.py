@@ -113,11 +113,12 @@ def test_losses_that_are_not_finite_stop_the_run_and_are_named(tmp_path):
     batch = torch.load(batch_file, weights_only=True)
     assert batch["step"] == 2
     assert {"loss", "loss_classifier", "gradient_norm"} <= batch["terms"].keys()
+    [part] = batch["parts"]
     dataset = open_dataset(config.data, "train")
     of_step = next(training_batches(dataset, config.data, seed=0, batch_size=2, first_step=1, num_steps=2))
-    assert batch["image_ids"] == list(of_step.image_ids)
-    torch.testing.assert_close(batch["pixels"], of_step.images.pixels)
-    torch.testing.assert_close(batch["boxes"], of_step.targets.boxes)
+    assert part["image_ids"] == list(of_step.image_ids)
+    torch.testing.assert_close(part["pixels"], of_step.images.pixels)
+    torch.testing.assert_close(part["boxes"], of_step.targets.boxes)
     names = [f"{id:012d}.png (id {id})" for id in of_step.image_ids]
     for part in ("step 2", "loss_classifier is nan", *names, str(batch_file), "--learning-rate"):
         assert part in str(caught.value)
