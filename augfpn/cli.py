@@ -35,6 +35,13 @@ ScaleName = Annotated[str, typer.Option(help=f"One of {', '.join(SCALES)}.")]
 JsonFile = Annotated[Optional[Path], typer.Option("--out", help="A file for all numbers, with their provenance.")]  # noqa: UP045
 Device = Annotated[Optional[str], typer.Option(help="cpu, cuda, cuda:1 …; by default a GPU where there is one.")]  # noqa: UP045
 
+Devices = Annotated[
+    int, typer.Option(min=1, help="GPUs, or processes on a CPU, to share the images; torchrun starts them.")
+]
+Timeout = Annotated[
+    int, typer.Option(min=1, max=10**6, help="Seconds after which a device that does not answer is an error.")
+]
+
 
 @app.command()
 def train(
@@ -72,9 +79,7 @@ def train(
         Optional[int],  # noqa: UP045
         typer.Option(min=1, help="Evaluate after so many steps, too, and keep the best checkpoint."),
     ] = None,
-    devices: Annotated[
-        int, typer.Option(min=1, help="GPUs, or processes on a CPU, to share each batch; torchrun starts them.")
-    ] = 1,
+    devices: Devices = 1,
     accumulate: Annotated[
         int,
         typer.Option(min=1, help="Gradients of so many parts of a batch, one after the other, where memory is short."),
@@ -84,9 +89,7 @@ def train(
         Optional[int],  # noqa: UP045
         typer.Option(min=0, help="Processes that load images, a device; 0: none but the training's own."),
     ] = None,
-    timeout: Annotated[
-        int, typer.Option(min=1, max=10**6, help="Seconds after which a device that does not answer is an error.")
-    ] = 1800,
+    timeout: Timeout = 1800,
     device: Device = None,
 ) -> None:
     """Trains an experiment of the paper at a scale, evaluates it, and prints its figures.
@@ -140,15 +143,24 @@ def train(
 def evaluate(
     run: Path,
     batch_size: Annotated[int, typer.Option(help="Images a batch, which are padded to the same size.")] = 8,
+    devices: Devices = 1,
+    timeout: Timeout = 1800,
     device: Device = None,
 ) -> None:
     """Evaluates a trained run on its validation images and prints COCO's twelve figures, of masks too if it has any."""
     from augfpn.engine import Run, evaluate
+    from augfpn.engine.launch import on_devices
+    from augfpn.engine.ranks import is_rank, joined
 
     if batch_size < 1:
         raise UserError(f"A batch has at least one image, not {batch_size}.")
-    evaluate(Run.open(run), _device(device), batch_size)
-    _print_figures(run)
+    opened = Run.open(run)
+    if devices > 1 and not is_rank():
+        raise typer.Exit(on_devices(devices, sys.argv[1:], _device(device)))
+    with joined(_device(device), timeout) as (ranks, own):
+        evaluate(opened, own, batch_size, ranks)
+    if ranks.is_main:
+        _print_figures(run)
 
 
 @app.command()

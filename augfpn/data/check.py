@@ -321,7 +321,8 @@ def _looked(splits: list[Split], jobs: int | None) -> Iterator[Split]:
         for image in split.examined.images
         if image is not None
     ]
-    looks = iter(_look_at_all(tasks, jobs or len(os.sched_getaffinity(0))))
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    looks = iter(_look_at_all(tasks, jobs or cores))
     for split in splits:
         positions = [] if split.folder is None else [p for p, image in enumerate(split.examined.images) if image]
         yield replace(split, looks={position: next(looks) for position in positions})
