@@ -1,5 +1,6 @@
 """Two processes (gloo, on the CPU) against one, with the same images a step."""
 
+import json
 import os
 import socket
 from dataclasses import replace
@@ -13,6 +14,8 @@ from augfpn.data import SyntheticDataset, evaluation_batches, training_batches
 from augfpn.data.loading import Batch
 from augfpn.detectors import build_from_config
 from augfpn.detectors.batch_norm import SharedBatchNorm2d, share_statistics
+from augfpn.engine import Run
+from augfpn.engine.evaluate import detect_all
 from augfpn.engine.ranks import Ranks, joined
 from augfpn.engine.step import Losses, TrainingStep, backpropagate
 from augfpn.errors import UserError
@@ -69,6 +72,11 @@ def steps_of(detector, ranks, parts=1, activation_checkpointing=False):
     return seen, model.state_dict()
 
 
+def detections_of(folder, ranks):
+    """Of five images in batches of two: one rank has three of them, the other two."""
+    return detect_all(Run(folder / "run"), model_of("mask_rcnn").eval(), SyntheticDataset(64, 5), CPU, 2, ranks)
+
+
 def of_a_rank(rank, folder):
     os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2"}
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": (folder / "port").read_text()}
@@ -78,6 +86,7 @@ def of_a_rank(rank, folder):
         of_detectors["faster_rcnn in two parts"] = steps_of("faster_rcnn", ranks, parts=2)
         of_detectors["faster_rcnn with activation checkpointing"] = steps_of("faster_rcnn", ranks, 1, True)
         torch.save(of_detectors, folder / f"{rank}.pt")
+        (folder / f"{rank}.json").write_text(json.dumps(detections_of(folder, ranks)))
         assert [ranks.any(rank == 1), ranks.any(False)] == [True, False]
         assert ranks.gather(rank) == [0, 1]
         assert ranks.gather_to_main(rank) == ([0, 1] if rank == 0 else [])
@@ -98,17 +107,23 @@ def two_ranks(tmp_path_factory):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         (folder / "port").write_text(str(free.getsockname()[1]))
+    Run.create(folder / "run", plan("table1/mask_rcnn_r50_augfpn_1x", "smoke"), SyntheticDataset.categories)
     torch.multiprocessing.spawn(of_a_rank, (folder,), nprocs=2)
-    return [torch.load(folder / f"{rank}.pt") for rank in range(2)]
+    return folder
+
+
+@pytest.fixture(scope="module")
+def of_two_ranks(two_ranks):
+    return [torch.load(two_ranks / f"{rank}.pt") for rank in range(2)]
 
 
 @pytest.mark.parametrize(
     "detector", [*DETECTORS, "faster_rcnn in two parts", "faster_rcnn with activation checkpointing"]
 )
-def test_two_ranks_learn_what_one_does_though_one_of_them_sees_no_object(two_ranks, detector):
+def test_two_ranks_learn_what_one_does_though_one_of_them_sees_no_object(of_two_ranks, detector):
     name, parts = detector.split(" ")[0], 2 if "parts" in detector else 1
     expected, weights = steps_of(name, Ranks(), parts)
-    (first, of_first), (second, of_second) = (of_rank[detector] for of_rank in two_ranks)
+    (first, of_first), (second, of_second) = (of_rank[detector] for of_rank in of_two_ranks)
     for (losses, gradients), (one, of_one), (other, of_other) in zip(expected, first, second, strict=True):
         # Sums of each rank's own images over the same counts: their mean is that of the whole batch.
         assert {name: (one[name] + other[name]) / 2 for name in losses} == pytest.approx(losses, rel=1e-4, abs=1e-6)
@@ -119,6 +134,14 @@ def test_two_ranks_learn_what_one_does_though_one_of_them_sees_no_object(two_ran
     torch.testing.assert_close(of_first, weights, rtol=1e-4, atol=1e-4)
     start = model_of(name).state_dict()
     assert any((weights[key].float() - start[key].float()).abs().max() > 1e-3 for key in weights), "nothing was learnt"
+
+
+def test_two_ranks_detect_what_one_does_each_image_once_and_in_order(two_ranks):
+    first, second = (json.loads((two_ranks / f"{rank}.json").read_text()) for rank in range(2))
+    expected = detections_of(two_ranks, Ranks())
+    assert {entry["image_id"] for entry in expected} == {1, 2, 3, 4, 5}
+    assert first == json.loads(json.dumps(expected))
+    assert second == []
 
 
 @pytest.mark.parametrize("parts", [1, 2])
