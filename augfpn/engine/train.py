@@ -297,10 +297,10 @@ class _Training:
         self._save()
         # None ends before the checkpoint is written: torchrun would end the others.
         self.ranks.wait()
-        raise Interrupted(
-            f"{self.interruption.name}: stopped after step {self.done} of {self.num_steps}, with a checkpoint of it. "
-            "--resume goes on there."
+        where = (
+            f"after step {self.done} of {self.num_steps}, with a checkpoint of it" if self.done else "at its beginning"
         )
+        raise Interrupted(f"{self.interruption.name}: stopped {where}. --resume goes on there.")
 
     def _evaluate_where_due(self) -> None:
         every = self.execution.evaluate_every
