@@ -1,32 +1,45 @@
+import io
 import json
 import re
 import signal
 import subprocess
 import sys
 import urllib.request
+from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from augfpn.cli import _print_figures
+from augfpn.cli import _print_figures, main
 from augfpn.engine import Run
 from augfpn.engine.evaluate import FIGURES, MASK_FIGURES
 from augfpn.files import write_json
 
 
 def augfpn(*arguments, cwd=None):
-    return subprocess.run(
-        [sys.executable, "-m", "augfpn", *map(str, arguments)], capture_output=True, text=True, cwd=cwd
-    )
+    """The command in this process, which has imported everything already; `in_a_process` is the real one."""
+    output, errors, status = io.StringIO(), io.StringIO(), 0
+    with pytest.MonkeyPatch.context() as patched, redirect_stdout(output), redirect_stderr(errors):
+        patched.setattr(sys, "argv", ["augfpn", *map(str, arguments)])
+        patched.chdir(cwd or Path.cwd())
+        try:
+            main()
+        except SystemExit as ended:
+            status = ended.code or 0
+    return subprocess.CompletedProcess(arguments, status, output.getvalue(), errors.getvalue())
+
+
+def in_a_process(*arguments):
+    return subprocess.run([sys.executable, "-m", "augfpn", *map(str, arguments)], capture_output=True, text=True)
 
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
     """A smoke run of the full model, trained by the command."""
     path = tmp_path_factory.mktemp("cli") / "run"
-    done = augfpn("train", "table2/cs+rfa+srs", "--scale", "smoke", "--out", path)
+    done = in_a_process("train", "table2/cs+rfa+srs", "--scale", "smoke", "--out", path)
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines()[-1] == str(path)
     return path
@@ -37,11 +50,27 @@ def test_train_leaves_an_evaluated_run(run):
     assert Run(run).is_evaluated
 
 
-def test_train_refuses_several_devices(tmp_path, monkeypatch):
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    done = augfpn("train", "table2/baseline", "--scale", "smoke", "--out", tmp_path / "run")
+def test_a_training_on_two_devices_is_one_run(tmp_path):
+    done = in_a_process(
+        "train", "table2/baseline", "--scale", "smoke", "--steps", 2, "--device", "cpu", "--devices", 2,
+        "--out", tmp_path / "run",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "A step: 2 images = 2 devices × 1. Learning rate 0.001 = 0.001 × 2 / 2." in done.stdout
+    assert done.stdout.count("AP50") == 1
+    run = Run(tmp_path / "run")
+    assert run.is_evaluated
+    assert run.provenance["derived"]["devices"] == 2
+    assert len(run.history()) == 2
+
+
+def test_devices_that_cannot_share_a_batch_are_not_started(tmp_path):
+    done = augfpn("train", "table2/baseline", "--scale", "smoke", "--devices", 3, "--out", tmp_path / "run")
     assert done.returncode == 2
-    assert "several devices" in done.stderr
+    assert done.stderr == (
+        "error: A batch of 2 images cannot be shared evenly between 3 devices; choose a --batch-size that is a "
+        "multiple of 3.\n"
+    )
     assert not (tmp_path / "run").exists()
 
 

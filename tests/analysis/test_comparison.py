@@ -11,13 +11,14 @@ from augfpn.analysis.comparison import (
     runs_in,
     tables_with,
 )
+from augfpn.data import SyntheticDataset
 from augfpn.engine import Run
 from augfpn.errors import UserError
 from augfpn.experiments import plan
 
 
 def made_up_run(path, experiment, ap, mask_ap=None, **changes):
-    run = Run.create(path, plan(experiment, "smoke", **changes), ())
+    run = Run.create(path, plan(experiment, "smoke", **changes), SyntheticDataset.categories)
     masks = {} if mask_ap is None else {"mask_AP": mask_ap}
     run.write_detections([])
     run.write_metrics({**dict.fromkeys(FIGURES, 0.5), "APl": None, "AP": ap, **masks})
@@ -29,7 +30,7 @@ def test_ours_stand_beside_the_papers_with_the_difference_to_the_baseline_of_the
     made_up_run(tmp_path / "b", "table2/cs+rfa+srs", 0.35)
     made_up_run(tmp_path / "c", "table2/cs+rfa+srs", 0.20, seed=1)
     made_up_run(tmp_path / "e", "table2/baseline", 0.10, steps=7)
-    Run.create(tmp_path / "d", plan("table2/cs", "smoke"), ())
+    Run.create(tmp_path / "d", plan("table2/cs", "smoke"), SyntheticDataset.categories)
     runs = [Run(path.parent) for path in sorted(tmp_path.rglob("metrics.json"))]
     table = comparison(runs, "table2").set_index(["experiment", "seed"])
     assert table.loc[("table2/cs+rfa+srs", 0), ["AP", "gain", "paper AP", "paper gain"]].tolist() == [35, 5, 38.7, 2.4]

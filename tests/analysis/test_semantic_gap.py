@@ -5,6 +5,7 @@ import torch
 
 from augfpn.analysis.probe import ObjectFeatures, train_probe
 from augfpn.analysis.semantic_gap import check_same_objects, gap_between, linear_cka, semantic_gaps
+from augfpn.data import SyntheticDataset
 from augfpn.engine import Execution, Run, train
 from augfpn.errors import UserError
 from augfpn.experiments import plan
@@ -141,7 +142,7 @@ def test_what_is_not_defined_is_null_in_json():
 
 def test_runs_whose_objects_are_not_the_same_or_were_trained_on_are_refused(tmp_path):
     runs = [
-        Run.create(tmp_path / name, plan("table2/cs", "smoke", **changes), ())
+        Run.create(tmp_path / name, plan("table2/cs", "smoke", **changes), SyntheticDataset.categories)
         for name, changes in (("a", {}), ("b", {"seed": 1}), ("c", {"data": "/somewhere"}), ("d", {"overfit": 2}))
     ]
     check_same_objects(runs[:2])

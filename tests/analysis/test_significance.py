@@ -12,6 +12,7 @@ from augfpn.analysis.significance import (
     intervals,
     paired_difference,
 )
+from augfpn.data import SyntheticDataset
 from augfpn.data.loading import open_dataset
 from augfpn.engine import Run
 from augfpn.engine.evaluate import FIGURES, coco_metrics
@@ -49,7 +50,7 @@ def noisy(truth, noise, seed=0):
 
 
 def made_up_run(path, results, experiment="table2/cs", seed=0):
-    run = Run.create(path, config_of(experiment, seed), ())
+    run = Run.create(path, config_of(experiment, seed), SyntheticDataset.categories)
     run.write_detections(results)
     run.write_metrics(dict.fromkeys(FIGURES, 0.5))
     return run

@@ -351,7 +351,7 @@ FAULTS = {
     "launcher gets SIGTERM": (2, TWO, launcher_signalled(signal.SIGTERM)),
     "launcher gets SIGUSR1": (1, TWO, launcher_signalled(signal.SIGUSR1)),
 }
-IN_SHORT = ("SIGKILL at any moment", "SIGTERM", "checkpoint with a turned bit", "full disk")
+IN_SHORT = ("SIGKILL at any moment", "SIGTERM", "full disk")
 
 
 @pytest.fixture(scope="module")

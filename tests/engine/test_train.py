@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from augfpn.data import open_dataset, training_batches
+from augfpn.data import SyntheticDataset, open_dataset, training_batches
 from augfpn.engine import Execution, Run, train
 from augfpn.engine.runs import RunError
 from augfpn.engine.schedule import learning_rate
@@ -91,7 +91,7 @@ def test_a_run_is_not_resumed_as_another_one(finished):
 
 
 def test_a_run_that_is_not_finished_cannot_be_loaded(tmp_path):
-    run = Run.create(tmp_path, plan("table2/baseline", "smoke"), ())
+    run = Run.create(tmp_path, plan("table2/baseline", "smoke"), SyntheticDataset.categories)
     with pytest.raises(RunError, match="not trained to its end"):
         run.load_model(CPU)
 

@@ -88,6 +88,7 @@ def check_equal_to(undisturbed, folder, *targets, resumed=()):
     assert not list((folder / "runs").rglob("*.tmp"))
 
 
+@pytest.mark.slow
 def test_a_scheduler_that_is_killed(tmp_path, undisturbed):
     process = start(tmp_path, CS)
     wait_for((tmp_path / "runs" / CS / "seed0" / "run.json").is_file, process)
@@ -119,6 +120,7 @@ def test_a_training_that_is_killed(tmp_path, undisturbed):
     check_equal_to(undisturbed, tmp_path, BASELINE, CS, resumed=(CS,))
 
 
+@pytest.mark.slow
 def test_a_kernel_that_is_killed(tmp_path, undisturbed):
     process = start(tmp_path, CS)
     [training, *_] = wait_for(lambda: descendants(process, f"augfpn train {CS} "), process)

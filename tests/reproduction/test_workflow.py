@@ -49,6 +49,7 @@ def missing(request):
     return [line.split()[0] for line in lines], lines, headline
 
 
+@pytest.mark.slow
 def test_a_table_with_a_failure_that_stays_small(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     # What a full disk may have left stands in the way of one row.

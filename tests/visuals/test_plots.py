@@ -4,6 +4,7 @@ import torch
 
 from augfpn.analysis.comparison import comparison
 from augfpn.analysis.semantic_gap import MeasuredGap, SemanticGap, gap_table
+from augfpn.data import SyntheticDataset
 from augfpn.engine import Run
 from augfpn.engine.evaluate import FIGURES
 from augfpn.experiments import plan
@@ -14,7 +15,7 @@ PNG = b"\x89PNG"
 
 
 def made_up_run(path, experiment, ap, seed=0):
-    run = Run.create(path, plan(experiment, "smoke", seed=seed), ())
+    run = Run.create(path, plan(experiment, "smoke", seed=seed), SyntheticDataset.categories)
     run.write_detections([])
     run.write_metrics({**dict.fromkeys(FIGURES, 0.5), "AP": ap})
     return run
