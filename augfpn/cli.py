@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from json import dumps
 from pathlib import Path
@@ -604,6 +605,8 @@ def _print_figures(path: Path) -> None:
         # Only runs with masks have the second line.
         if names[0] in metrics:
             print("  ".join(f"{name} –" if metrics[name] is None else f"{name} {metrics[name]:.3f}" for name in names))
+    if (best := Run(path).best_step) is not None:
+        print(f"Of the evaluations on the way, that of step {best} was the best (evaluations.jsonl, checkpoints/).")
     print(path)
 
 
@@ -615,7 +618,9 @@ def main() -> None:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
     except Interrupted as interrupted:
-        print(interrupted, file=sys.stderr)
+        # Of several ranks, all stop for the same reason.
+        if os.environ.get("RANK", "0") == "0":
+            print(interrupted, file=sys.stderr)
         sys.exit(REQUEUE)
 
 

@@ -43,7 +43,11 @@ def written_whole(path: Path) -> Iterator[Path]:
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with _explained(path):
+            temporary.touch()
+            mode = temporary.stat().st_mode
             yield temporary
+            # Libraries may give it another one, which nobody else can read.
+            temporary.chmod(mode)
             _sync(temporary)
             temporary.replace(path)
             # The name, too: what was there before may be removed next.

@@ -7,7 +7,10 @@ processes (ranks) share the batches of a step without a word between them.
 
 from __future__ import annotations
 
+import multiprocessing
+import os
 import signal
+import threading
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -210,7 +213,7 @@ def _loader(prepared: _Prepared, picks: Any, num_workers: int) -> Iterator[Batch
         pin_memory=torch.cuda.is_available(),
         # Forked workers would inherit the locks of the parent's threads.
         multiprocessing_context="forkserver" if num_workers > 0 else None,
-        worker_init_fn=_leave_interrupts_to_the_parent,
+        worker_init_fn=_serve_the_parent,
         timeout=_LOOK_EVERY if num_workers > 0 else 0,
     )
     batches = iter(loader)
@@ -240,9 +243,17 @@ def _next(batches: Iterator[Batch | UserError]) -> Batch | UserError | None:
             ) from error
 
 
-def _leave_interrupts_to_the_parent(worker: int) -> None:
-    """A terminal sends Ctrl-C to the workers, too; the training still wants the batches that they are making."""
+def _serve_the_parent(worker: int) -> None:
+    """A worker neither ends before the process that it loads for, nor lives on without it."""
+    # A terminal sends Ctrl-C to the workers, too; the training still wants the batches that they are making.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # Their own parent is the server that forks them, which lives as long as they do.
+    threading.Thread(target=_end_with, args=(multiprocessing.parent_process(),), daemon=True).start()
+
+
+def _end_with(process: Any) -> None:
+    process.join()
+    os._exit(1)
 
 
 def _collate(items: Sequence[_Item]) -> Batch | UserError:

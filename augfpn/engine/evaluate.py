@@ -62,11 +62,12 @@ def evaluate_along(
     ranks: Ranks,
     interruption: Interruption,
     batch_size: int = 8,
-) -> None:
+) -> dict[str, Any]:
     """Evaluates the model as it is after a step of its training, and keeps the figures (`Run.evaluations`)."""
     measured = _measure(run, model.eval(), device, batch_size, ranks, interruption)
     if ranks.is_main:
         run.record_evaluation(step, measured.metrics)
+    return measured.metrics
 
 
 @dataclass(frozen=True)

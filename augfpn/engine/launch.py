@@ -10,6 +10,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -34,7 +35,13 @@ def on_devices(devices: int, arguments: Sequence[str], device: torch.device) -> 
     # As many threads in all as one process would have.
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, torch.get_num_threads() // devices)))
     # What happens is told by the processes themselves.
-    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
+    for name in [name for name in logging.root.manager.loggerDict if name.startswith("torch.distributed")]:
+        logging.getLogger(name).setLevel(logging.CRITICAL)
+    with tempfile.TemporaryDirectory() as logs:
+        return _launch(devices, ["-m", "augfpn", *arguments], logs)
+
+
+def _launch(devices: int, arguments: Sequence[str], logs: str) -> int:
     config = LaunchConfig(
         min_nodes=1,
         max_nodes=1,
@@ -44,11 +51,11 @@ def on_devices(devices: int, arguments: Sequence[str], device: torch.device) -> 
         rdzv_endpoint="localhost:0",
         max_restarts=0,
         monitor_interval=0.1,
-        logs_specs=DefaultLogsSpecs(),
+        logs_specs=DefaultLogsSpecs(log_dir=logs),
         signals_to_handle="SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1",
     )
     try:
-        elastic_launch(config, sys.executable)("-m", "augfpn", *arguments)
+        elastic_launch(config, sys.executable)(*arguments)
     except ChildFailedError as error:
         ended = {rank: failure.exitcode for rank, failure in error.failures.items()}
         # Those that were asked to stop because of the one that failed.

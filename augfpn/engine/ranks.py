@@ -6,7 +6,10 @@ on how many there are, but for rounding (`augfpn.ops.ranks`), as long as images 
 
 from __future__ import annotations
 
+import ctypes
 import os
+import signal
+import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -78,6 +81,13 @@ def is_rank() -> bool:
     return spoken and os.environ["WORLD_SIZE"] != "1"
 
 
+def _end_with_launcher() -> None:
+    """Whatever started the ranks may be killed; then they stop as if they were asked to, rather than live on unseen."""
+    if sys.platform == "linux":
+        pr_set_pdeathsig = 1
+        ctypes.CDLL(None).prctl(pr_set_pdeathsig, int(signal.SIGTERM))
+
+
 @contextmanager
 def joined(device: torch.device, timeout: float) -> Iterator[tuple[Ranks, torch.device]]:
     """This process among those that were started with it, and its device.
@@ -92,6 +102,7 @@ def joined(device: torch.device, timeout: float) -> Iterator[tuple[Ranks, torch.
     if not is_rank():
         yield ALONE, device
         return
+    _end_with_launcher()
     if device.type == "cuda":
         local, num_gpus = int(os.environ["LOCAL_RANK"]), torch.cuda.device_count()
         if local >= num_gpus:

@@ -6,7 +6,7 @@
     metrics.jsonl       losses, rates, speed and memory while training goes on
     tensorboard/        the same, where TensorBoard is installed
     evaluations.jsonl   COCO's figures on the way, where somebody asked for it
-    checkpoints/        from which training can go on
+    checkpoints/        from which training can go on, with their checksums; *.damaged: put aside
     model.safetensors   the trained weights
     metrics.json        COCO's figures of the evaluation, and how long training and evaluation took
     detections.json     the detections, in COCO's result format, each with the RoI that it was refined from
@@ -15,6 +15,7 @@
 
     faults/             batches of which losses were not finite
     train.lock          held by the process that trains
+    train.log           what a training that a notebook started has printed
 
 Every file is written whole or not at all, except the ``.jsonl`` files, which grow by a line at a time.
 """

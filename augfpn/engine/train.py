@@ -12,7 +12,8 @@ from typing import Any, NoReturn
 import torch
 from tqdm import tqdm
 
-from augfpn.data.dataset import DetectionDataset
+from augfpn.data.coco_format import SHOWN
+from augfpn.data.dataset import DataProblem, DetectionDataset
 from augfpn.data.loading import Batch, LoadingError, open_datasets, seed_of, training_batches
 from augfpn.detectors.detector import Detector
 from augfpn.engine.checkpoint import Checkpoint, load_checkpoint, load_last_checkpoint, save_checkpoint
@@ -95,8 +96,8 @@ def train(
         raise UserError("The precision bf16 is for GPUs; on a CPU, train in fp32.")
     # The validation data too, so that a fault in it is found now and not after days of training.
     dataset, val = open_datasets(config.data, check_images=ranks.is_main)
-    for problem in dict.fromkeys([*dataset.problems, *val.problems]) if ranks.is_main else ():
-        print(f"warning: {problem}", file=sys.stderr)
+    if ranks.is_main:
+        _warn(list(dict.fromkeys([*dataset.problems, *val.problems])), config.data.root)
     if not resume:
         check_new(out)
     # None writes anything before all have seen that they may.
@@ -126,6 +127,14 @@ def train(
         if ranks.any(interruption.requested):
             raise Interrupted(f"{interruption.name}: stopped after the last step. --resume evaluates.")
     return run
+
+
+def _warn(problems: list[DataProblem], root: str | None) -> None:
+    for problem in problems[:SHOWN]:
+        print(f"warning: {problem}", file=sys.stderr)
+    if len(problems) > SHOWN:
+        more = len(problems) - SHOWN
+        print(f"warning: … and {more} more; `augfpn data check {root}` shows all of them.", file=sys.stderr)
 
 
 def _start(config: RunConfig, dataset: DetectionDataset, device: torch.device, *, pretrained: bool) -> Detector:
@@ -311,8 +320,11 @@ class _Training:
             # Whoever goes on begins with the evaluation.
             return
         with self.clock.paused():
-            evaluate_along(self.run, self.model, self.done, self.device, self.ranks, self.interruption)
+            metrics = evaluate_along(self.run, self.model, self.done, self.device, self.ranks, self.interruption)
             self.model.train()
+        if self.ranks.is_main:
+            best = " (the best so far)" if self.run.best_step == self.done else ""
+            tqdm.write(f"Step {self.done}: AP {metrics['AP'] or 0.0:.3f}{best}", file=sys.stderr)
 
     @contextmanager
     def _finite(self) -> Iterator[None]:

@@ -216,3 +216,17 @@ def test_a_constant_warm_up_stays_at_its_start_until_it_ends():
     num_steps = training.num_steps(117_266)
     rates = [learning_rate(training, step, num_steps) for step in (0, 250, 499, 500, 59_000, 81_000)]
     assert rates == pytest.approx([0.01 / 3, 0.01 / 3, 0.01 / 3, 0.01, 0.001, 0.0001])
+
+
+def test_of_many_faulty_objects_the_first_are_told_and_the_others_counted(tmp_path, capsys):
+    for split, num in (("train", 3), ("val", 1)):
+        SyntheticDataset(64, num).write(tmp_path / "data", split)
+    annotations = tmp_path / "data" / "annotations" / "instances_train2017.json"
+    content = json.loads(annotations.read_text())
+    first = content["annotations"][0]
+    content["annotations"] += [{**first, "id": 1000 + n, "bbox": [1, 1, 0, n]} for n in range(20)]
+    annotations.write_text(json.dumps(content))
+    train(plan("table2/baseline", "smoke", data=str(tmp_path / "data"), steps=1), tmp_path / "run", device=CPU)
+    warnings = [line for line in capsys.readouterr().err.splitlines() if line.startswith("warning: ")]
+    assert len(warnings) == 9
+    assert warnings[-1] == f"warning: … and 12 more; `augfpn data check {tmp_path / 'data'}` shows all of them."
