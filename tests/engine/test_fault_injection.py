@@ -312,6 +312,36 @@ def launcher_signalled(number):
     return inject
 
 
+def launcher_killed(chance, training, seconds):
+    """The ranks do not train on unseen, but stop with a checkpoint."""
+    with training.started() as process:
+        assert training.reaches(process, chance.choice([1, 3]))
+        left = ranks(process.pid)
+        process.kill()
+        process.join()
+        gone(left)
+    training.tells("SIGTERM: stopped after step .* with a checkpoint")
+    return "in a step"
+
+
+def killed_while_loading(chance, training, seconds):
+    """The processes that load images end with the one that they load for."""
+    with training.started() as process:
+        assert training.reaches(process, chance.choice([1, 3]))
+        left = loading_processes(process.pid)
+        process.kill()
+        process.join()
+        gone(left)
+    return "in a step" if left else TOO_LATE
+
+
+def gone(processes):
+    end = time.monotonic() + 60
+    while any(Path(f"/proc/{pid}").exists() for pid in processes):
+        assert time.monotonic() < end, "processes live on"
+        time.sleep(0.05)
+
+
 def fails_on_one_rank(chance, training, seconds):
     """What one rank alone finds is not taken for a wish to stop."""
     image = min((training.data / "train2017").iterdir())
@@ -348,6 +378,8 @@ FAULTS = {
     "main rank killed": (2, TWO, rank_lost(0, signal.SIGKILL)),
     "rank hangs": (1, TWO, rank_lost(1, signal.SIGSTOP)),
     "image lost to one rank": (2, TWO, fails_on_one_rank),
+    "SIGKILL with loading processes": (2, WORKERS, killed_while_loading),
+    "launcher killed": (2, TWO, launcher_killed),
     "launcher gets SIGTERM": (2, TWO, launcher_signalled(signal.SIGTERM)),
     "launcher gets SIGUSR1": (1, TWO, launcher_signalled(signal.SIGUSR1)),
 }
