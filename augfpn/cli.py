@@ -39,6 +39,10 @@ Device = Annotated[Optional[str], typer.Option(help="cpu, cuda, cuda:1 …; by d
 Devices = Annotated[
     int, typer.Option(min=1, help="GPUs, or processes on a CPU, to share the images; torchrun starts them.")
 ]
+Workers = Annotated[
+    Optional[int],  # noqa: UP045
+    typer.Option(min=0, help="Processes that load images, a device; 0: only the one that uses them."),
+]
 Timeout = Annotated[
     int, typer.Option(min=1, max=10**6, help="Seconds after which a device that does not answer is an error.")
 ]
@@ -86,10 +90,7 @@ def train(
         typer.Option(min=1, help="Gradients of so many parts of a batch, one after the other, where memory is short."),
     ] = 1,
     activation_checkpointing: Annotated[bool, typer.Option(help="Of the backbone: less memory, more time.")] = False,
-    workers: Annotated[
-        Optional[int],  # noqa: UP045
-        typer.Option(min=0, help="Processes that load images, a device; 0: none but the training's own."),
-    ] = None,
+    workers: Workers = None,
     timeout: Timeout = 1800,
     device: Device = None,
 ) -> None:
@@ -135,7 +136,7 @@ def train(
         run = train(config, path, resume=resume, execution=execution, device=own, ranks=ranks)
         # Of one answer: while some look, the main one may already have finished.
         if not ranks.gather(run.is_evaluated)[0]:
-            evaluate(run, own, ranks=ranks)
+            evaluate(run, own, ranks=ranks, workers=workers)
     if ranks.is_main:
         _print_figures(run.path)
 
@@ -145,6 +146,7 @@ def evaluate(
     run: Path,
     batch_size: Annotated[int, typer.Option(help="Images a batch, which are padded to the same size.")] = 8,
     devices: Devices = 1,
+    workers: Workers = None,
     timeout: Timeout = 1800,
     device: Device = None,
 ) -> None:
@@ -159,7 +161,7 @@ def evaluate(
     if devices > 1 and not is_rank():
         raise typer.Exit(on_devices(devices, sys.argv[1:], _device(device)))
     with joined(_device(device), timeout) as (ranks, own):
-        evaluate(opened, own, batch_size, ranks)
+        evaluate(opened, own, batch_size, ranks, workers)
     if ranks.is_main:
         _print_figures(run)
 

@@ -35,8 +35,12 @@ FIGURES = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "A
 MASK_FIGURES = tuple(f"mask_{name}" for name in FIGURES)
 
 
-def evaluate(run: Run, device: torch.device, batch_size: int = 8, ranks: Ranks = ALONE) -> dict[str, Any]:
+def evaluate(
+    run: Run, device: torch.device, batch_size: int = 8, ranks: Ranks = ALONE, workers: int | None = None
+) -> dict[str, Any]:
     """Evaluates a trained run on the validation images of its data; all ``ranks`` call it and share the images.
+
+    ``workers``: processes that load images; None for as many as the run was described with.
 
     Writes ``detections.json``, what became of each detection (`augfpn.engine.outcomes`), and ``metrics.json``.
 
@@ -44,7 +48,8 @@ def evaluate(run: Run, device: torch.device, batch_size: int = 8, ranks: Ranks =
     batch are padded to the same size, on which the detections depend a little; ``batch_size`` 1 pads each to the next
     multiple of 32, as the release does.
     """
-    measured = _measure(run, run.load_model(device), device, batch_size, ranks)
+    dataset = open_dataset(run.config.data, "val", check_images=ranks.is_main)
+    measured = _measure(run, run.load_model(device), dataset, device, batch_size, ranks, workers)
     if ranks.is_main:
         run.write_detections(measured.results)
         write_outcomes(run, measured.truth, measured.results)
@@ -58,13 +63,18 @@ def evaluate_along(
     run: Run,
     model: Detector,
     step: int,
+    dataset: DetectionDataset,
     device: torch.device,
     ranks: Ranks,
+    workers: int | None,
     interruption: Interruption,
     batch_size: int = 8,
 ) -> dict[str, Any]:
-    """Evaluates the model as it is after a step of its training, and keeps the figures (`Run.evaluations`)."""
-    measured = _measure(run, model.eval(), device, batch_size, ranks, interruption)
+    """Evaluates the model as it is after a step of its training, and keeps the figures (`Run.evaluations`).
+
+    ``dataset``: the validation images, which the training has opened already.
+    """
+    measured = _measure(run, model.eval(), dataset, device, batch_size, ranks, workers, interruption)
     if ranks.is_main:
         run.record_evaluation(step, measured.metrics)
     return measured.metrics
@@ -83,23 +93,24 @@ class _Measured:
 def _measure(
     run: Run,
     model: Detector,
+    dataset: DetectionDataset,
     device: torch.device,
     batch_size: int,
     ranks: Ranks,
+    workers: int | None,
     interruption: Interruption | None = None,
 ) -> _Measured:
-    config = run.config
-    dataset = open_dataset(config.data, "val")
+    data = run.config.data
     # Only the ground truth needs the masks; those of a batch are large.
-    images = open_dataset(replace(config.data, masks=False), "val") if config.data.masks else dataset
+    images = open_dataset(replace(data, masks=False), "val", check_images=False) if data.masks else dataset
     started = time.perf_counter()
-    results = detect_all(run, model, images, device, batch_size, ranks, interruption)
+    results = detect_all(run, model, images, device, batch_size, ranks, workers, interruption)
     seconds = time.perf_counter() - started
     if not ranks.is_main:
         return _Measured({}, [], {}, seconds)
     truth = dataset.ground_truth()
     metrics: dict[str, Any] = coco_metrics(truth, results)
-    if config.data.masks:
+    if data.masks:
         metrics |= dict(zip(MASK_FIGURES, coco_metrics(truth, results, "segm").values(), strict=True))
     return _Measured(metrics, results, truth, seconds)
 
@@ -111,19 +122,20 @@ def detect_all(
     device: torch.device,
     batch_size: int,
     ranks: Ranks = ALONE,
+    workers: int | None = None,
     interruption: Interruption | None = None,
 ) -> list[dict[str, Any]]:
     """What a run's model finds on every image of a data set, as results in COCO's format.
 
-    Of several ``ranks``, which share the images, the main one has it all in the end. ``interruption``: by which it is
-    stopped; by default one of its own.
+    Of several ``ranks``, which share the images, the main one has it all in the end. ``workers``: see `evaluate`.
+    ``interruption``: by which it is stopped; by default one of its own.
     """
     of_batches = []
     batches = evaluation_batches(
         dataset,
         run.config.data,
         batch_size=batch_size,
-        num_workers=run.config.training.num_workers,
+        num_workers=run.config.training.num_workers if workers is None else workers,
         rank=ranks.rank,
         num_ranks=ranks.num,
     )

@@ -145,7 +145,7 @@ class Run:
     def best_step(self) -> int | None:
         """The step with the highest AP among `evaluations`, the first of several; None where there are none."""
         lines = self.evaluations
-        return max(lines, key=lambda line: line["AP"] or 0.0)["step"] if lines else None
+        return max(lines, key=lambda line: line.get("AP") or 0.0)["step"] if lines else None
 
     @property
     def training_seconds(self) -> float | None:

@@ -117,7 +117,7 @@ def train(
         interruption.check()
         model = _start(config, dataset, device, pretrained=last is None)
         run = run or _created(out, config, dataset, ranks)
-        training = _Training(run, model, dataset, execution, device, ranks, interruption)
+        training = _Training(run, model, dataset, val, execution, device, ranks, interruption)
         training.start(last)
         # The model has it now; a second one need not be kept for days.
         del last
@@ -186,6 +186,7 @@ class _Training:
         run: Run,
         model: Detector,
         dataset: DetectionDataset,
+        val: DetectionDataset,
         execution: Execution,
         device: torch.device,
         ranks: Ranks,
@@ -195,6 +196,7 @@ class _Training:
         self.config = run.config
         self.model = model
         self.dataset = dataset
+        self.val = val
         self.execution = execution
         self.device = device
         self.ranks = ranks
@@ -320,7 +322,16 @@ class _Training:
             # Whoever goes on begins with the evaluation.
             return
         with self.clock.paused():
-            metrics = evaluate_along(self.run, self.model, self.done, self.device, self.ranks, self.interruption)
+            metrics = evaluate_along(
+                self.run,
+                self.model,
+                self.done,
+                self.val,
+                self.device,
+                self.ranks,
+                self.execution.workers,
+                self.interruption,
+            )
             self.model.train()
         if self.ranks.is_main:
             best = " (the best so far)" if self.run.best_step == self.done else ""

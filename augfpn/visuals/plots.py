@@ -20,8 +20,6 @@ from augfpn.engine.runs import Run
 from augfpn.experiments.paper import EXPERIMENTS, find_experiment
 from augfpn.visuals.drawing import draw_detections
 
-# Columns of metrics.jsonl that are not the loss of one component.
-_NO_LOSS = {"step", "epoch", "seconds", "learning_rate", "gradient_norm", "loss"}
 _GAIN = "AP points over the baseline"
 
 
@@ -310,4 +308,5 @@ def weight_maps(
 
 
 def _losses(history: pd.DataFrame) -> list[str]:
-    return [column for column in history.columns if column not in _NO_LOSS]
+    """The columns that are the loss of one component; a line of metrics.jsonl has others, too."""
+    return [column for column in map(str, history) if column.startswith("loss_")]

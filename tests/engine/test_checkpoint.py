@@ -203,6 +203,20 @@ def test_the_last_two_and_the_best_checkpoint_are_kept(tmp_path, ap_by_step, und
     assert what_is_left(run) == undisturbed, "evaluations on the way changed the training"
 
 
+def test_evaluations_load_with_the_workers_that_were_asked_for(tmp_path, monkeypatch):
+    asked = []
+
+    def noted(*arguments, real=EVALUATE.evaluation_batches, **options):
+        asked.append(options["num_workers"])
+        return real(*arguments, **options)
+
+    monkeypatch.setattr(EVALUATE, "evaluation_batches", noted)
+    execution = Execution(workers=0, evaluate_every=4)
+    run = train(config_of(num_workers=2), tmp_path / "run", execution=execution, device=CPU)
+    evaluate(run, CPU, workers=0)
+    assert asked == [0, 0]
+
+
 def test_an_evaluation_that_was_stopped_is_made_first(tmp_path, ap_by_step, undisturbed, monkeypatch):
     def dies(*_):
         raise Killed

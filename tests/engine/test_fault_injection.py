@@ -312,27 +312,21 @@ def launcher_signalled(number):
     return inject
 
 
-def launcher_killed(chance, training, seconds):
-    """The ranks do not train on unseen, but stop with a checkpoint."""
-    with training.started() as process:
-        assert training.reaches(process, chance.choice([1, 3]))
-        left = ranks(process.pid)
-        process.kill()
-        process.join()
-        gone(left)
-    training.tells("SIGTERM: stopped after step .* with a checkpoint")
-    return "in a step"
+def killed_with_others(others):
+    """Nothing lives on without the process that was killed, of which ``others`` finds what it started."""
 
+    def inject(chance, training, seconds):
+        with training.started() as process:
+            assert training.reaches(process, chance.choice([1, 3]))
+            left = others(process.pid)
+            process.kill()
+            process.join()
+            gone(left)
+        if others is ranks:
+            training.tells("SIGTERM: stopped after step .* with a checkpoint")
+        return "in a step" if left else TOO_LATE
 
-def killed_while_loading(chance, training, seconds):
-    """The processes that load images end with the one that they load for."""
-    with training.started() as process:
-        assert training.reaches(process, chance.choice([1, 3]))
-        left = loading_processes(process.pid)
-        process.kill()
-        process.join()
-        gone(left)
-    return "in a step" if left else TOO_LATE
+    return inject
 
 
 def gone(processes):
@@ -378,8 +372,8 @@ FAULTS = {
     "main rank killed": (2, TWO, rank_lost(0, signal.SIGKILL)),
     "rank hangs": (1, TWO, rank_lost(1, signal.SIGSTOP)),
     "image lost to one rank": (2, TWO, fails_on_one_rank),
-    "SIGKILL with loading processes": (2, WORKERS, killed_while_loading),
-    "launcher killed": (2, TWO, launcher_killed),
+    "SIGKILL with loading processes": (2, WORKERS, killed_with_others(loading_processes)),
+    "launcher killed": (2, TWO, killed_with_others(ranks)),
     "launcher gets SIGTERM": (2, TWO, launcher_signalled(signal.SIGTERM)),
     "launcher gets SIGUSR1": (1, TWO, launcher_signalled(signal.SIGUSR1)),
 }

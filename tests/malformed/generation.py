@@ -1,7 +1,12 @@
 """How inputs are generated: the same ones in every run, so that a fault can be found again."""
 
+import copy
+
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
+
+# In the place of a value: the field is left out.
+MISSING = object()
 
 # Any JSON, in files and in places of files.
 JSON = st.recursive(
@@ -23,3 +28,17 @@ def places(content, place=()):
         yield (*place, key)
         if isinstance(inside, dict | list):
             yield from places(inside, (*place, key))
+
+
+def changed(content, *changes):
+    """The content with other values at some places, each as the steps that lead there."""
+    content = copy.deepcopy(content)
+    for (*way, last), value in changes:
+        inside = content
+        for step in way:
+            inside = inside[step]
+        if value is MISSING:
+            del inside[last]
+        else:
+            inside[last] = value
+    return content

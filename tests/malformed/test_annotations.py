@@ -1,6 +1,5 @@
 """Annotation files that are none, lack something, or have something else in its place."""
 
-import copy
 import json
 import math
 import os
@@ -14,7 +13,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from augfpn.data import CocoDataset, DataError
-from tests.malformed.generation import JSON, places, repeatable
+from tests.malformed.generation import JSON, MISSING, changed, places, repeatable
 
 CONTENT = {
     "images": [
@@ -32,7 +31,6 @@ TEXT = json.dumps(CONTENT)
 HUGE = 10**400  # beyond any float
 NAN, INFINITY = math.nan, math.inf
 # Not a value: the field is taken out.
-MISSING = object()
 
 NO_JSON = {
     **{f"cut off after {n} of {len(TEXT)} bytes": TEXT[:n].encode() for n in range(1, len(TEXT), 41)},
@@ -213,20 +211,6 @@ def opened(folder, tmp_path):
     return open_with
 
 
-def changed(*changes):
-    """The content with other values at some places."""
-    content = copy.deepcopy(CONTENT)
-    for (*way, last), value in changes:
-        inside = content
-        for step in way:
-            inside = inside[step]
-        if value is MISSING:
-            del inside[last]
-        else:
-            inside[last] = value
-    return content
-
-
 @pytest.mark.parametrize("name", NO_JSON)
 def test_a_file_that_is_no_json_is_named(opened, name):
     with pytest.raises(DataError, match=r"instances\.json: not valid JSON"):
@@ -255,7 +239,7 @@ def test_every_encoding_of_json_is_read(opened, encoding):
 def test_a_wrong_value_is_named_by_file_place_and_field(opened, name):
     place, value = WRONG_PLACES[name]
     with pytest.raises(DataError) as error:
-        opened(changed((place, value)))
+        opened(changed(CONTENT, (place, value)))
     message = str(error.value)
     assert "instances.json: " in message
     list_name, *position = place
@@ -269,7 +253,7 @@ def test_a_wrong_value_is_named_by_file_place_and_field(opened, name):
 @pytest.mark.parametrize("strict", [False, True], ids=["", "strict"])
 @pytest.mark.parametrize("name", FAULTY_BOXES)
 def test_a_box_without_pixels_is_dropped_and_reported_or_refused(opened, name, strict):
-    content = changed((("annotations", 0, "bbox"), FAULTY_BOXES[name]))
+    content = changed(CONTENT, (("annotations", 0, "bbox"), FAULTY_BOXES[name]))
     if strict:
         with pytest.raises(DataError, match=r"annotations\[0\]"):
             opened(content, strict=True)
@@ -282,7 +266,7 @@ def test_a_box_without_pixels_is_dropped_and_reported_or_refused(opened, name, s
 @pytest.mark.parametrize("name", HANDLED)
 def test_what_is_unusual_is_used(opened, name):
     changes, num_objects = HANDLED[name]
-    dataset = opened(changed(*changes))
+    dataset = opened(changed(CONTENT, *changes))
     assert len(dataset[0].labels) == num_objects
     assert_whole(dataset)
 
@@ -292,7 +276,7 @@ def test_what_is_unusual_is_used(opened, name):
 def test_a_file_name_leads_to_an_image_in_the_folder_or_is_refused(opened, folder, name, checked):
     file_name, expected = FILE_NAMES[name]
     file_name = file_name.format(outside=folder.parent / "outside.png")
-    content = changed((("images", 1, "file_name"), file_name))
+    content = changed(CONTENT, (("images", 1, "file_name"), file_name))
     with pytest.raises(DataError, match=f"(?i){re.escape(expected)}") as error:
         opened(content, check_images=checked)[1]
     assert Path(file_name).name[:5] in str(error.value)
@@ -312,10 +296,10 @@ NUM_DAMAGED = 100
 @given(st.lists(st.tuples(st.sampled_from(list(places(CONTENT))), JSON | st.just(MISSING)), min_size=1, max_size=3))
 def damaged(opened, seen, changes):
     try:
-        content = changed(*changes)
+        content = changed(CONTENT, *changes)
     except (KeyError, IndexError, TypeError):
         # One change took away the place of the next.
-        content = changed(changes[0])
+        content = changed(CONTENT, changes[0])
     seen.add(json.dumps(content))
     try:
         dataset = opened(content)

@@ -1,6 +1,5 @@
 """Descriptions of runs, requests of the workflow and parameters of notebooks that say what cannot be."""
 
-import copy
 import json
 import math
 
@@ -25,14 +24,13 @@ from augfpn.reproduction import Request, jobs_of
 from augfpn.reproduction.progress import headline, progress_of
 from augfpn.reproduction.record import record_path
 from augfpn.reproduction.workflow import last_request
-from tests.malformed.generation import JSON, places, repeatable
+from tests.malformed.generation import JSON, MISSING, changed, places, repeatable
 
 NAN, INFINITY = math.nan, math.inf
 CONTENT = json.loads(plan("table2/cs+rfa+srs", "micro").to_json())
 FCOS, RETINANET = (
     json.loads(plan(f"table1/{id}", "micro").to_json()) for id in ("fcos_r50_fpn_1x", "retinanet_r50_fpn_1x")
 )
-MISSING = object()
 
 # What each field of a description cannot be.
 NO_COUNT = (None, "12", 1.5, True, 0, -1, 2**31, 10**400, NAN, INFINITY, [], {})
@@ -120,24 +118,11 @@ NO_JSON = [
 ]
 
 
-def changed(place, value, content=CONTENT):
-    content = copy.deepcopy(content)
-    *way, last = place
-    inside = content
-    for step in way:
-        inside = inside[step]
-    if value is MISSING:
-        del inside[last]
-    else:
-        inside[last] = value
-    return content
-
-
 @pytest.mark.parametrize("name", WRONG_PLACES)
 def test_a_wrong_field_of_a_description_is_named(name):
     place, value = WRONG_PLACES[name]
     with pytest.raises(UserError) as error:
-        RunConfig.from_json(json.dumps(changed(place, value)))
+        RunConfig.from_json(json.dumps(changed(CONTENT, (place, value))))
     # Of parts that only fit together, the message is of what does not; of a part that is none, of the part.
     named = {
         *place,
@@ -164,7 +149,7 @@ NUM_GENERATED = 100
 @given(st.sampled_from([CONTENT, FCOS, RETINANET]), st.data())
 def generated(seen, content, data):
     place, value = data.draw(st.sampled_from(list(places(content)))), data.draw(JSON | st.just(MISSING))
-    text = json.dumps(changed(place, value, content))
+    text = json.dumps(changed(content, (place, value)))
     seen.add(text)
     try:
         config = RunConfig.from_json(text)

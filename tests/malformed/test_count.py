@@ -12,6 +12,7 @@ import tests.malformed.test_images as images
 import tests.malformed.test_runs as runs
 import tests.malformed.test_segmentations as segmentations
 import tests.malformed.test_weights as weights
+from tests.malformed.generation import changed
 
 # Tables have each input once: they are dictionaries, and these are their keys.
 INPUTS = {
@@ -74,7 +75,7 @@ def test_what_differs_in_its_name_differs_in_its_content():
     for table in (images.REFUSED, images.HANDLED, annotations.NO_JSON, weights.MALICIOUS):
         assert len({bytes(content) for content in table.values()}) == len(table)
     for content in (
-        [annotations.changed(change) for change in annotations.WRONG_PLACES.values()],
-        [configurations.changed(*change) for change in configurations.WRONG_PLACES.values()],
+        [changed(annotations.CONTENT, change) for change in annotations.WRONG_PLACES.values()],
+        [changed(configurations.CONTENT, change) for change in configurations.WRONG_PLACES.values()],
     ):
         assert len(set(map(json.dumps, content))) == len(content)

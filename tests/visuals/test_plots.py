@@ -68,6 +68,18 @@ def test_what_is_shown_is_rounded_and_has_dashes():
     assert html.count("–") == 2
 
 
+def test_only_losses_are_in_the_curves_of_losses(runs):
+    run = runs[0]
+    speed = {"images_per_second": 30.0, "waiting_seconds": 0.1, "memory_mb": 900.0, "gradient_norm": 7.0}
+    run.record(
+        {"step": 10, "learning_rate": 0.1, "loss": 9.0, "loss_classifier": 2.0, "loss_aux_box_reg": 7.0, **speed}
+    )
+    curve, _ = plots.training_curves([run]).axes
+    assert curve.lines[0].get_xydata().tolist() == [[10, 2]]
+    legend = plots.losses_by_component(run).axes[0].get_legend()
+    assert [text.get_text() for text in legend.get_texts()] == ["classifier", "aux box reg"]
+
+
 def made_up_gap(run, step, value):
     matrix = torch.full((2, 2), value, dtype=torch.float64)
     gap = SemanticGap(("M2", "M3"), matrix, matrix, matrix, torch.tensor([value, value / 2]), 5, "probe")
